@@ -1,0 +1,1 @@
+"""A libvirt RPC server library: knows libvirt, knows nothing of hardware."""
