@@ -1,4 +1,4 @@
-"""What can go wrong, as the user is told it: a sentence, a hint, and a kind that faces map to their own codes."""
+"""What can go wrong, as the user is told it: a sentence, a hint, and a kind that faces map to codes."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 Two ways to run something:
 
 - `run()`: a short command whose end we await, with a deadline and bounded output.
-- `Daemon`: a process that outlives the agent (the data path, promise 2). It is started in a session of its own,
-  recorded in a pidfile together with the kernel's start time of that pid, found again after our own death, and
-  never signalled unless pid *and* start time still match: a recycled pid is never killed.
+- `Daemon`: a process that outlives the agent (the data path, promise 2). It is started in a session of its
+  own, recorded in a pidfile together with the kernel's start time of that pid, found again after our own
+  death, and never signalled unless pid *and* start time still match: a recycled pid is never killed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def run(
         raise NicagentError(
             Kind.UNAVAILABLE,
             f"{argv[0]} did not finish within {timeout:g} s",
-            "see the log for what it was doing",
+            "try again when the machine is less busy",
         ) from None
     finally:
         if process.returncode is None:
@@ -193,7 +193,7 @@ async def _end(pid: int, grace: float) -> None:
     finally:
         os.close(handle)
     with contextlib.suppress(ChildProcessError):  # reap it if it was our own child
-        os.waitpid(pid, os.WNOHANG)
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
 
 
 async def _gone(handle: int, limit: float) -> bool:

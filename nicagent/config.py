@@ -1,0 +1,298 @@
+"""nicagent.toml → Config: every key, its default, its unit, its check.
+
+Decoded by msgspec into frozen structs that refuse unknown keys, so that a typing mistake is an error with the
+path of the key and not a silent default. Cross-checks (names that refer to each other) follow in `check`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import Transport
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Mac = Annotated[str, Meta(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+Netdev = Annotated[str, Meta(pattern=r"^[^\s/:]{1,15}$")]
+TcpPort = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+Wrong = Callable[[str, str, str], NicagentError]  # key, what is wrong, hint → the error to raise
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file: unknown keys are refused."""
+
+
+class Line(Strict, frozen=True):
+    """A GPIO line: its offset on the chip and which level means "asserted"."""
+
+    offset: Annotated[int, Meta(ge=0, le=511)]
+    active_high: bool = True
+    # Active-low relays fire while a board boots (field notes), so they are refused unless the wiring is
+    # declared safe at the level that the board has from ROM on.
+    boot_level_safe: bool = False
+
+
+class GpioPower(Strict, frozen=True, tag="gpio", tag_field="driver"):
+    """Power by front-panel lines. The default offsets are firmware/raspberrypi's wiring table."""
+
+    pins: str = "auto"  # "auto" | a gpiozero factory name ("lgpio") | "socket:/path" of an emulated chassis
+    power_button: Line = Line(offset=23)
+    reset: Line = Line(offset=27)
+    power_led: Line = Line(offset=24)
+    press_seconds: Seconds = 0.2
+    hold_seconds: Seconds = 5.5  # ATX cuts power at 4 s; the margin is for slow boards
+    reset_seconds: Seconds = 0.5
+    debounce_seconds: Seconds = 0.1
+    holdoff_seconds: Seconds = 1.0  # between two presses
+    off_on_gap_seconds: Seconds = 2.0  # from power-good gone to the next press
+
+
+class IpmiPower(Strict, frozen=True, tag="ipmi", tag_field="driver"):
+    """Power by a BMC that speaks IPMI 2.0 over LAN."""
+
+    address: str
+    port: TcpPort = 623
+    user: str = "admin"
+    password_file: str  # first line is the password; never in this file, never in an argument
+    poll_seconds: Seconds = 5.0  # BMCs run out of sessions when polled faster
+    command_seconds: Seconds = 10.0  # deadline of one command; then the worker is replaced
+
+
+class Storage(Strict, frozen=True):
+    """How this host gets its disks."""
+
+    transport: Transport
+    slot: str = ""  # virtio: the directory that is the host's PCIe slot
+    port: TcpPort = 4420  # nvme-tcp, on the agent's address of the provision link
+    discovery_port: TcpPort = 8009
+
+
+class Provision(Strict, frozen=True):
+    """The provision link: one per host, never shared."""
+
+    device: Netdev  # the agent's end
+    mac: Mac  # of the host's NIC at the other end
+    agent_address: str = "172.31.0.1/30"
+    host_address: str = "172.31.0.2"
+
+
+class Nic(Strict, frozen=True):
+    """A NIC of the host that can carry a port."""
+
+    device: Netdev  # the agent's netdev that leads to it
+    mac: Mac
+
+
+class Console(Strict, frozen=True):
+    """The host's serial console: a tty, or the unix socket of an emulated chassis."""
+
+    path: str
+    baud: int = 115200
+    log_bytes: Annotated[int, Meta(ge=4096, le=1 << 30)] = (
+        1 << 20
+    )  # kept on disk, twice: current and previous
+
+
+class Host(Strict, frozen=True):
+    """A physical server beside this agent."""
+
+    power: GpioPower | IpmiPower
+    storage: Storage
+    provision: Provision | None = None
+    nics: tuple[Nic, ...] = ()
+    console: Console | None = None
+    memory_mib: Annotated[int, Meta(ge=64)] = 1024
+    cpus: Annotated[int, Meta(ge=1, le=4096)] = 1
+    cpu_model: str = "x86_64"
+    arch: str = "x86_64"
+    pgood_seconds: Seconds = 8.0  # power-good must follow a power-on within this
+    shutdown_seconds: Seconds = 300.0  # a graceful shutdown may take this long; then it is reported failed
+
+
+class Segment(Strict, frozen=True):
+    """An overlay network: a VXLAN VNI, and the part of its addresses that this agent may allot."""
+
+    vni: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)]
+    cidr: str
+    range: tuple[str, str]  # first and last address that this agent allots; disjoint between agents
+    mtu: Annotated[int, Meta(ge=576, le=9000)] = 1450
+
+
+class Overlay(Strict, frozen=True):
+    """This agent as a VTEP."""
+
+    local: str  # its underlay address
+    peers: tuple[str, ...] = ()  # the other VTEPs: static flood list
+    port: TcpPort = 4789
+    device: str = ""  # underlay netdev; empty: by route
+
+
+class Libvirt(Strict, frozen=True):
+    """Where libvirt clients are served. TCP has no authentication yet, so it is off unless asked for."""
+
+    socket: str = "{run_dir}/libvirt-sock"
+    socket_ro: str = "{run_dir}/libvirt-sock-ro"
+    group: str = ""  # group that may use the read-write socket; empty: only the agent's own user
+    tcp: str = ""  # "address:port"; empty: off
+
+
+class Agent(Strict, frozen=True):
+    """The agent itself."""
+
+    name: Name = "nicagent"
+    state_dir: str = "/var/lib/nicagent"
+    run_dir: str = "/run/nicagent"
+    artefacts: str = "/usr/share/nicagent/boot"  # vmlinuz and stage1.img for the provision link
+
+
+class Pool(Strict, frozen=True):
+    """Where disk contents live: a directory."""
+
+    path: str
+
+
+class Config(Strict, frozen=True):
+    """The whole file."""
+
+    hosts: dict[Name, Host]
+    agent: Agent = Agent()
+    libvirt: Libvirt = Libvirt()
+    pools: dict[Name, Pool] = {}
+    segments: dict[Name, Segment] = {}
+    overlay: Overlay | None = None
+
+
+def load(path: Path) -> Config:
+    """Read and check a config file. Raises INVALID with file, key and what is wrong."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as e:
+        raise NicagentError(
+            Kind.INVALID, f"cannot read the config file {path}: {e.strerror}", "name it with --config FILE"
+        ) from None
+    except UnicodeDecodeError:
+        raise NicagentError(Kind.INVALID, f"{path} is not UTF-8 text", "save it as UTF-8") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str = "config") -> Config:
+    """Decode and check TOML text; `origin` names it in errors."""
+    try:
+        config = msgspec.convert(tomllib.loads(text), Config)
+    except tomllib.TOMLDecodeError as e:
+        raise NicagentError(Kind.INVALID, f"{origin}: not valid TOML: {e}", "mend that line") from None
+    except msgspec.ValidationError as e:
+        message, _, where = str(e).partition(" - at ")
+        key = where.strip("`").removeprefix("$.") or "the top level"
+        raise NicagentError(
+            Kind.INVALID, f"{origin}: {key}: {message}", "docs/config.md lists every key with its unit"
+        ) from None
+    config = _expand(config)
+    check(config, origin)
+    return config
+
+
+def _expand(config: Config) -> Config:
+    """Fill `{run_dir}` and `{state_dir}` in the paths of the libvirt face."""
+    places = {"run_dir": config.agent.run_dir, "state_dir": config.agent.state_dir}
+
+    def fill(value: str) -> str:
+        for key, path in places.items():
+            value = value.replace("{" + key + "}", path)
+        return value
+
+    libvirt = config.libvirt
+    return msgspec.structs.replace(
+        config,
+        libvirt=msgspec.structs.replace(
+            libvirt, socket=fill(libvirt.socket), socket_ro=fill(libvirt.socket_ro)
+        ),
+    )
+
+
+def check(config: Config, origin: str) -> None:
+    """Checks that need more than one key. Raises INVALID naming the key."""
+
+    def wrong(key: str, what: str, hint: str) -> NicagentError:
+        return NicagentError(Kind.INVALID, f"{origin}: {key}: {what}", hint)
+
+    if not config.hosts:
+        raise wrong("hosts", "no host is wired", "add a [hosts.NAME] table")
+    if config.segments and config.overlay is None:
+        raise wrong(
+            "overlay", "segments need a VTEP", "add [overlay] with local = this agent's underlay address"
+        )
+    vnis: dict[int, str] = {}
+    for name, segment in config.segments.items():
+        other = vnis.setdefault(segment.vni, name)
+        if other != name:
+            raise wrong(f"segments.{name}.vni", f"VNI {segment.vni} is taken by {other}", "give each its own")
+        _check_segment(name, segment, wrong)
+    devices: dict[str, str] = {}
+    for name, host in config.hosts.items():
+        _check_host(name, host, devices, wrong)
+    if config.libvirt.tcp and not re.fullmatch(r".+:\d{1,5}", config.libvirt.tcp):
+        raise wrong("libvirt.tcp", f"{config.libvirt.tcp!r} is no address", 'write "127.0.0.1:16509"')
+
+
+def _check_segment(name: str, segment: Segment, wrong: Wrong) -> None:
+    key = f"segments.{name}"
+    try:
+        network = ipaddress.IPv4Network(segment.cidr)
+        first, last = (ipaddress.IPv4Address(end) for end in segment.range)
+    except ValueError as e:
+        raise wrong(key, str(e), "write cidr as 10.100.0.0/24 and range as two addresses in it") from None
+    if first not in network or last not in network or first > last:
+        raise wrong(f"{key}.range", f"{first} to {last} does not lie in {network}", "mend the range")
+
+
+def _check_host(name: str, host: Host, devices: dict[str, str], wrong: Wrong) -> None:
+    key = f"hosts.{name}"
+    if host.storage.transport is Transport.VIRTIO and not host.storage.slot:
+        raise wrong(f"{key}.storage.slot", "virtio needs the host's PCIe slot", "set slot to its directory")
+    if host.storage.transport is Transport.NVME_TCP and host.provision is None:
+        raise wrong(f"{key}.provision", "nvme-tcp needs a provision link", f"add [{key}.provision]")
+    used = [nic.device for nic in host.nics] + ([host.provision.device] if host.provision else [])
+    for device in used:
+        other = devices.setdefault(device, name)
+        if other != name or used.count(device) > 1:
+            raise wrong(key, f"netdev {device} is wired twice (also {other})", "one device, one cable")
+    if host.provision is not None:
+        _check_provision(key, host.provision, wrong)
+    if isinstance(host.power, GpioPower):
+        _check_lines(key, host.power, wrong)
+
+
+def _check_provision(key: str, link: Provision, wrong: Wrong) -> None:
+    try:
+        agent = ipaddress.IPv4Interface(link.agent_address)
+        host = ipaddress.IPv4Address(link.host_address)
+    except ValueError as e:
+        raise wrong(f"{key}.provision", str(e), "write agent_address as 172.31.0.1/30") from None
+    if host not in agent.network or host == agent.ip:
+        raise wrong(
+            f"{key}.provision.host_address", f"{host} is no other address of {agent.network}", "mend it"
+        )
+
+
+def _check_lines(key: str, power: GpioPower, wrong: Wrong) -> None:
+    lines = {"power_button": power.power_button, "reset": power.reset, "power_led": power.power_led}
+    if len({line.offset for line in lines.values()}) < len(lines):
+        raise wrong(f"{key}.power", "two lines have the same offset", "each line has a pin of its own")
+    for name in ("power_button", "reset"):
+        line = lines[name]
+        if not line.active_high and not line.boot_level_safe:
+            raise wrong(
+                f"{key}.power.{name}",
+                "an active-low line may fire while the board boots",
+                "pull it up from ROM on (see firmware/raspberrypi), then set boot_level_safe = true",
+            )

@@ -1,0 +1,227 @@
+"""The words of nicagent as plain data. Imports nothing of ours, does no I/O.
+
+Everything here is frozen: a change is a new value, published by the controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Power(StrEnum):
+    """What the power LED (or the BMC) says. `UNKNOWN` is honest: nobody answered, or facts disagree."""
+
+    OFF = "off"
+    ON = "on"
+    UNKNOWN = "unknown"
+
+
+class PowerAction(StrEnum):
+    """What a power driver can be asked for. All but `PRESS` are target states, so they are idempotent."""
+
+    ON = "on"
+    OFF = "off"  # hard: hold the button, or the BMC's power down
+    SHUTDOWN = "shutdown"  # graceful: ask the OS by the ACPI button; returns once asked, not once done
+    RESET = "reset"  # hard reset of a host that is on
+    PRESS = "press"  # a technician's short press of the button, whatever it then does
+
+
+class HostState(StrEnum):
+    """The states of a host's life; the legal moves between them are the table in `lifecycle`."""
+
+    FREE = "free"
+    PREPARING = "preparing"
+    POWERING_ON = "powering-on"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    CLEANING = "cleaning"
+    UNKNOWN = "unknown"
+    FAULT = "fault"
+
+
+class Transport(StrEnum):
+    """How an exported volume reaches the host."""
+
+    VIRTIO = "virtio"
+    NVME_TCP = "nvme-tcp"
+
+
+class VolumeFormat(StrEnum):
+    """On-disk format of a volume."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Who asked, and why. Every transition and every edge on a line carries one."""
+
+    who: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.why} (asked by {self.who})"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a domain as its client defined it."""
+
+    target: str  # name in the domain, unique there: vda, sda, nvme0n1
+    path: str  # absolute path of the volume
+    format: VolumeFormat
+    readonly: bool = False
+    serial: str | None = None  # at most 20 characters (virtio-blk's limit)
+    boot_order: int | None = None
+    wanted_bus: str = "virtio"  # the client's wish; the host's wiring decides
+
+
+@dataclass(frozen=True)
+class Port:
+    """A host's attachment to a segment."""
+
+    name: str  # unique in the domain: port0, port1 in the order of the definition
+    segment: str
+    mac: str | None = None  # None: whatever the host's own NIC has
+    ipv4: str | None = None  # the one address it may use; None: the agent allots one of the segment's
+    boot_order: int | None = None
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a libvirt client defined. `xml` is the normalised definition; the rest is read from it."""
+
+    uuid: str
+    name: str
+    xml: str
+    memory_kib: int
+    vcpus: int
+    disks: tuple[Disk, ...] = ()
+    ports: tuple[Port, ...] = ()
+    host: str | None = None  # pinned to this host; None: any free one
+    persistent: bool = True
+    autostart: bool = False
+
+
+@dataclass(frozen=True)
+class ExportIdentity:
+    """The names by which a host's initiator knows a disk. Derived once and stored, so that a rebuilt
+    export is bit-equal (promise 2).
+    """
+
+    uuid: str
+    nqn: str  # of the subsystem that holds it
+    nsid: int
+    nguid: str  # 32 hex digits
+    eui64: str  # 16 hex digits
+    serial: str  # at most 20 ASCII characters
+
+
+@dataclass(frozen=True)
+class Export:
+    """A volume to be made visible to one host, and under which identity."""
+
+    disk: Disk
+    identity: ExportIdentity
+
+
+@dataclass(frozen=True)
+class Initiator:
+    """The one initiator that may connect to a host's exports."""
+
+    hostnqn: str
+    hostid: str  # a UUID
+
+
+@dataclass(frozen=True)
+class ExportStatus:
+    """Counters of one export since it came up. `None` means not known, never zero."""
+
+    target: str
+    transport: Transport
+    connected: bool | None = None
+    read_ops: int | None = None
+    read_bytes: int | None = None
+    write_ops: int | None = None
+    write_bytes: int | None = None
+    flush_ops: int | None = None
+    first_read: float | None = None  # Unix seconds of the host's first read
+
+
+@dataclass(frozen=True)
+class PortBinding:
+    """A port as it must be on the wire: resolved to a device, a MAC and an address."""
+
+    port: Port
+    device: str  # the agent's netdev that leads to the host's NIC
+    mac: str
+    ipv4: str
+    hostname: str
+
+
+@dataclass(frozen=True)
+class PortStatus:
+    """Facts and counters of one port, from the host's point of view (rx = what the host received)."""
+
+    name: str
+    device: str
+    link: bool
+    rx_bytes: int | None = None
+    rx_packets: int | None = None
+    tx_bytes: int | None = None
+    tx_packets: int | None = None
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """What the controller knows of a host; published whole on every change."""
+
+    name: str
+    state: HostState
+    power: Power
+    reason: str  # why it is in this state
+    since: float  # Unix seconds of the last state change
+    domain: str | None = None  # UUID of the domain that occupies it
+    marks: Mapping[str, float] = field(default_factory=dict)  # "power-good": Unix seconds, of this run
+
+
+@dataclass(frozen=True)
+class DomainStatus:
+    """A domain with what the controller knows of its run. `id` is None while it is off."""
+
+    domain: Domain
+    id: int | None
+    host: str | None
+    state: HostState  # of its host, FREE while it has none
+    reason: str
+    bindings: tuple[PortBinding, ...] = ()
+    exports: tuple[Export, ...] = ()
+    transport: Transport | None = None
+
+
+class DomainEvent(StrEnum):
+    """What happened to a domain; a face maps it to its own event numbers."""
+
+    DEFINED = "defined"
+    UPDATED = "updated"
+    UNDEFINED = "undefined"
+    STARTED = "started"
+    SHUTDOWN = "shutdown"  # the OS has gone down, the domain is about to be stopped
+    STOPPED = "stopped"  # asked for by shutdown, or by the OS itself
+    DESTROYED = "destroyed"
+    CRASHED = "crashed"
+    FAILED = "failed"  # a start that was rolled back
+    REBOOT = "reboot"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One item of the controller's change stream."""
+
+    serial: int  # grows by one with every change
+    host: HostStatus | None = None
+    event: DomainEvent | None = None
+    domain: DomainStatus | None = None

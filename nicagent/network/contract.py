@@ -1,0 +1,44 @@
+"""What a host's network is: exactly these ports, each on its segment, each guarded.
+
+Declarative like storage. An implementation **must**
+
+- make `present(bindings)` idempotent and disturb no port that is already as asked;
+- open a port only after its guard is in place, and take the guard away only after the port is closed;
+- let a port send only with its own MAC and IPv4 address (ARP included), serve no DHCP from it, and keep its
+  own DHCP answers from leaving the agent;
+- answer the host's DHCP on the agent: the one address of its binding, the segment's MTU;
+- survive the agent: kernel state stays when the agent dies, and is found again.
+
+Errors: NOT_FOUND (segment, device), UNAVAILABLE (missing program, no privilege, kernel lacks the feature).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from nicagent.model import PortBinding, PortStatus
+
+
+class NetworkDriver(abc.ABC):
+    """The overlay side of one agent: all its segments, and the ports of all its hosts."""
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Read what is there. Raises UNAVAILABLE when the kernel or the privileges do not allow the work."""
+
+    @abc.abstractmethod
+    async def present(self, host: str, bindings: Sequence[PortBinding]) -> None:
+        """Make exactly these the ports of `host`; segments come up with their first port."""
+
+    @abc.abstractmethod
+    async def withdraw(self, host: str) -> None:
+        """Close every port of `host`; a segment without ports goes down. Idempotent."""
+
+    @abc.abstractmethod
+    async def status(self, host: str) -> tuple[PortStatus, ...]:
+        """Facts and counters of the ports of `host`, from the host's point of view."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of sockets; ports go on carrying traffic."""
