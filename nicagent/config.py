@@ -31,7 +31,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A table of the file: unknown keys are refused."""
 
 
-class Line(Strict, frozen=True):
+class Line(Strict, frozen=True, kw_only=True):
     """A GPIO line: its offset on the chip and which level means "asserted"."""
 
     offset: Annotated[int, Meta(ge=0, le=511)]
@@ -41,7 +41,7 @@ class Line(Strict, frozen=True):
     boot_level_safe: bool = False
 
 
-class GpioPower(Strict, frozen=True, tag="gpio", tag_field="driver"):
+class GpioPower(Strict, frozen=True, kw_only=True, tag="gpio", tag_field="driver"):
     """Power by front-panel lines. The default offsets are firmware/raspberrypi's wiring table."""
 
     pins: str = "auto"  # "auto" | a gpiozero factory name ("lgpio") | "socket:/path" of an emulated chassis
@@ -56,7 +56,7 @@ class GpioPower(Strict, frozen=True, tag="gpio", tag_field="driver"):
     off_on_gap_seconds: Seconds = 2.0  # from power-good gone to the next press
 
 
-class IpmiPower(Strict, frozen=True, tag="ipmi", tag_field="driver"):
+class IpmiPower(Strict, frozen=True, kw_only=True, tag="ipmi", tag_field="driver"):
     """Power by a BMC that speaks IPMI 2.0 over LAN."""
 
     address: str
@@ -67,7 +67,7 @@ class IpmiPower(Strict, frozen=True, tag="ipmi", tag_field="driver"):
     command_seconds: Seconds = 10.0  # deadline of one command; then the worker is replaced
 
 
-class Storage(Strict, frozen=True):
+class Storage(Strict, frozen=True, kw_only=True):
     """How this host gets its disks."""
 
     transport: Transport
@@ -76,7 +76,7 @@ class Storage(Strict, frozen=True):
     discovery_port: TcpPort = 8009
 
 
-class Provision(Strict, frozen=True):
+class Provision(Strict, frozen=True, kw_only=True):
     """The provision link: one per host, never shared."""
 
     device: Netdev  # the agent's end
@@ -85,14 +85,14 @@ class Provision(Strict, frozen=True):
     host_address: str = "172.31.0.2"
 
 
-class Nic(Strict, frozen=True):
+class Nic(Strict, frozen=True, kw_only=True):
     """A NIC of the host that can carry a port."""
 
     device: Netdev  # the agent's netdev that leads to it
     mac: Mac
 
 
-class Console(Strict, frozen=True):
+class Console(Strict, frozen=True, kw_only=True):
     """The host's serial console: a tty, or the unix socket of an emulated chassis."""
 
     path: str
@@ -102,7 +102,7 @@ class Console(Strict, frozen=True):
     )  # kept on disk, twice: current and previous
 
 
-class Host(Strict, frozen=True):
+class Host(Strict, frozen=True, kw_only=True):
     """A physical server beside this agent."""
 
     power: GpioPower | IpmiPower
@@ -118,7 +118,7 @@ class Host(Strict, frozen=True):
     shutdown_seconds: Seconds = 300.0  # a graceful shutdown may take this long; then it is reported failed
 
 
-class Segment(Strict, frozen=True):
+class Segment(Strict, frozen=True, kw_only=True):
     """An overlay network: a VXLAN VNI, and the part of its addresses that this agent may allot."""
 
     vni: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)]
@@ -127,7 +127,7 @@ class Segment(Strict, frozen=True):
     mtu: Annotated[int, Meta(ge=576, le=9000)] = 1450
 
 
-class Overlay(Strict, frozen=True):
+class Overlay(Strict, frozen=True, kw_only=True):
     """This agent as a VTEP."""
 
     local: str  # its underlay address
@@ -136,7 +136,7 @@ class Overlay(Strict, frozen=True):
     device: str = ""  # underlay netdev; empty: by route
 
 
-class Libvirt(Strict, frozen=True):
+class Libvirt(Strict, frozen=True, kw_only=True):
     """Where libvirt clients are served. TCP has no authentication yet, so it is off unless asked for."""
 
     socket: str = "{run_dir}/libvirt-sock"
@@ -145,7 +145,7 @@ class Libvirt(Strict, frozen=True):
     tcp: str = ""  # "address:port"; empty: off
 
 
-class Agent(Strict, frozen=True):
+class Agent(Strict, frozen=True, kw_only=True):
     """The agent itself."""
 
     name: Name = "nicagent"
@@ -154,13 +154,13 @@ class Agent(Strict, frozen=True):
     artefacts: str = "/usr/share/nicagent/boot"  # vmlinuz and stage1.img for the provision link
 
 
-class Pool(Strict, frozen=True):
+class Pool(Strict, frozen=True, kw_only=True):
     """Where disk contents live: a directory."""
 
     path: str
 
 
-class Config(Strict, frozen=True):
+class Config(Strict, frozen=True, kw_only=True):
     """The whole file."""
 
     hosts: dict[Name, Host]

@@ -52,7 +52,7 @@ class PowerDriver(abc.ABC):
 
     @abc.abstractmethod
     async def apply(self, action: PowerAction, cause: Cause) -> None:
-        """Do it. Returns once the line has been worked or the BMC has agreed; the effect is seen by `read`."""
+        """Do it. Returns once the line has been worked or the BMC has agreed; `read` tells the effect."""
 
     @abc.abstractmethod
     def deadline(self, action: PowerAction) -> float:
