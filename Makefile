@@ -1,0 +1,50 @@
+# The commands of a newcomer and of CI. `make demo` and `make test` install and build what is missing first;
+# a second run downloads and builds nothing. Nothing is written outside this checkout but Debian packages.
+
+PYTHON      := /usr/bin/python3
+VENV        := .venv/bin
+DEMO        := $(VENV)/nicagent emulate tests/e2e/demo.toml -- $(VENV)/python -m tests.e2e.demo
+PYTEST_ARGS ?=
+
+.PHONY: help setup guest-kernel stage1 image demo test lint bench campaign clean
+
+help:
+	@echo "make demo      two emulated servers, driven by virsh, from define to undefine"
+	@echo "make test      lint, then the whole test suite (what CI runs)"
+	@echo "make bench     figures beside those of peers, into bench.json"
+	@echo "make campaign  the long form of the fault tests"
+	@echo "make setup     Debian packages and .venv only;  make image: OS image and stage-1 only"
+	@echo "make clean     forget what was built (.cache); the .venv stays"
+
+setup:
+	@[ -x $(PYTHON) ] || { echo "python3 is missing; as root, run: apt-get update && apt-get install -y python3" >&2; exit 1; }
+	@$(PYTHON) -m images.setup
+
+guest-kernel: setup
+	@$(PYTHON) -m images.guest_kernel
+
+stage1: setup
+	@$(PYTHON) -m boot.stage1
+
+image: setup stage1
+	@$(PYTHON) -m images.debian
+
+demo: setup image
+	$(DEMO)
+
+lint: setup
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+test: setup image lint
+	$(VENV)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+bench: setup image
+	$(VENV)/python -m tests.bench
+
+campaign: setup image
+	$(VENV)/python -m pytest -m slow $(PYTEST_ARGS)
+
+clean:
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,100 @@
+"""What a newcomer's machine lacks: Debian packages from the one list, and the project's own `.venv`.
+
+python3 -m images.setup            install and build what is missing; a second run does nothing
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from images.steps import ROOT, Failure, digest, make, plain_environment, run, step
+
+PACKAGES = ROOT / "images" / "debian-packages.txt"
+VENV = ROOT / ".venv"
+SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's: a version manager's shim would tie the .venv to one home
+
+
+def wanted(listing: str) -> list[str]:
+    """Package names of a list file: one a line, `#` begins a comment."""
+    return [name for line in listing.splitlines() if (name := line.split("#", 1)[0].strip())]
+
+
+def missing(names: list[str]) -> list[str]:
+    """Those of the packages that are not installed. Raises Failure where dpkg is not the package manager."""
+    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n", *names]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, env=plain_environment(), check=False)
+    except FileNotFoundError:
+        raise Failure("dpkg-query is missing: the set-up works on Debian 12 and 13 only") from None
+    installed = {line.split()[0] for line in answer.stdout.splitlines() if line.endswith(" installed")}
+    return [name for name in names if name not in installed]
+
+
+def install_packages() -> None:
+    """Install what is missing, with sudo when not root."""
+    lacking = missing(wanted(PACKAGES.read_text()))
+    if not lacking:
+        return
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *lacking]
+    prefix = _privilege(install)
+    with step(f"installing {len(lacking)} Debian packages: {' '.join(lacking)}"):
+        needs = "Debian's archive, for " + " ".join(lacking)
+        run([*prefix, "apt-get", "update"], log="apt-update", doing="read the package lists", needs=needs)
+        run([*prefix, *install], log="apt-install", doing="install the packages", needs=needs)
+
+
+def _privilege(command: list[str]) -> list[str]:
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") is None or not _sudo_works():
+        raise Failure(
+            "packages are missing and this user may not install them; as root, run:\n  "
+            f"apt-get update && {shlex.join(command)}"
+        )
+    return ["sudo", "-n", "DEBIAN_FRONTEND=noninteractive"]
+
+
+def _sudo_works() -> bool:
+    # Asking for the password happens here, on the terminal; the long commands then run without one.
+    ask = ["sudo", "-v"] if sys.stdin.isatty() else ["sudo", "-n", "-v"]
+    return (
+        subprocess.run(ask, check=False, stderr=None if sys.stdin.isatty() else subprocess.DEVNULL).returncode
+        == 0
+    )
+
+
+def make_venv() -> None:
+    """`.venv` with the project installed for development, made again when pyproject.toml changed."""
+    version = subprocess.run(
+        [SYSTEM_PYTHON, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=True
+    ).stdout
+    # The path counts: a copied checkout must not run the original's code.
+    recipe = digest([ROOT / "pyproject.toml", version, str(ROOT)])
+    pip = VENV / "bin" / "pip"
+
+    def build() -> None:
+        run([SYSTEM_PYTHON, "-m", "venv", VENV], log="venv", doing="make the .venv")
+        command: list[str | Path] = [pip, "install", "--disable-pip-version-check", "-e", ".[dev]"]
+        needs = "PyPI, for the Python packages in pyproject.toml"
+        run(command, log="pip", doing="install the Python packages", needs=needs)
+
+    make("installing Python packages into .venv", [pip], VENV / ".stamp", recipe, build)
+
+
+def main() -> int:
+    try:
+        install_packages()
+        make_venv()
+    except Failure as failure:
+        print(f"setup: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
