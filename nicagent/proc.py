@@ -1,8 +1,9 @@
 """The one choke point for running processes.
 
-Two ways to run something:
+Three ways to run something:
 
 - `run()`: a short command whose end we await, with a deadline and bounded output.
+- `spawn()`: a process that lives with us and ends with us, even when we are killed.
 - `Daemon`: a process that outlives the agent (the data path, promise 2). It is started in a session of its
   own, recorded in a pidfile together with the kernel's start time of that pid, found again after our own
   death, and never signalled unless pid *and* start time still match: a recycled pid is never killed.
@@ -34,6 +35,7 @@ PACKAGE_OF: Mapping[str, str] = {
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
     "virsh": "libvirt-clients",
 }
@@ -104,6 +106,42 @@ async def run(
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise NicagentError(Kind.INTERNAL, f"{argv[0]} failed with status {done.status}: {last[0]}")
     return done
+
+
+async def spawn(
+    argv: Sequence[str],
+    *,
+    log: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    stdin: int | None = asyncio.subprocess.DEVNULL,
+    env: Mapping[str, str] | None = None,
+    own_session: bool = True,
+) -> asyncio.subprocess.Process:
+    """Start a process of our own; the caller awaits its end. Output goes to `log` (appended), or to ours.
+
+    The kernel kills it when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2)), so it never
+    outlives us; start it from the main thread. Without `own_session` it stays in the terminal's foreground
+    group.
+    """
+    program = find_tool(argv[0])
+    sink = log.open("ab") if log is not None else None
+    try:
+        return await asyncio.create_subprocess_exec(
+            find_tool("setpriv"),
+            "--pdeathsig=KILL",
+            "--",
+            program,
+            *argv[1:],
+            stdin=stdin,
+            stdout=sink,
+            stderr=sink,
+            env=dict(env) if env is not None else None,
+            pass_fds=tuple(pass_fds),
+            start_new_session=own_session,
+        )
+    finally:
+        if sink is not None:
+            sink.close()
 
 
 def start_time(pid: int) -> int | None:
