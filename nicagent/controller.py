@@ -1,0 +1,472 @@
+"""Intents in; the only writer of state.
+
+Faces call the methods of `Controller`; reading ones answer from memory, acting ones return once the intent is
+durable and, where the docstring says so, carried out. Everything that changes is published as one stream of
+`Change`s. The walking itself is one `Walker` a host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from nicagent.config import Config
+from nicagent.errors import Kind, NicagentError
+from nicagent.lifecycle import Event
+from nicagent.model import (
+    Cause,
+    Change,
+    Domain,
+    DomainEvent,
+    DomainStatus,
+    Export,
+    ExportIdentity,
+    ExportStatus,
+    HostState,
+    HostStatus,
+    Port,
+    PortBinding,
+    PortStatus,
+    Power,
+    PowerAction,
+)
+from nicagent.store import HostRecord, Run, Store
+from nicagent.walker import AGENT, Parts, Walker
+
+log = logging.getLogger("nicagent.controller")
+
+Watcher = Callable[[Change], None]
+DeriveIdentity = Callable[[str, str, int, str | None], ExportIdentity]  # domain uuid, target, nth, serial
+
+STARTED = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
+STOPPED = frozenset({HostState.FREE, HostState.FAULT})
+
+
+class Controller:
+    """All hosts and domains of one agent."""
+
+    def __init__(
+        self, config: Config, store: Store, parts: Mapping[str, Parts], derive: DeriveIdentity
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._parts = parts
+        self._derive = derive
+        self._walkers: dict[str, Walker] = {}
+        self._domains: dict[str, Domain] = {}
+        self._active: dict[str, str] = {}  # domain uuid → host it occupies
+        self._last: dict[str, str] = {}  # domain uuid → why it is not running
+        self._watchers: list[Watcher] = []
+        self._serial = 0
+        self._placing = asyncio.Lock()  # placement and definition see one another's results
+
+    # ---- life
+
+    async def load(self) -> None:
+        """Read the store. Faces may be opened once this returns: they answer from what was acknowledged."""
+        self._domains = {domain.uuid: domain for domain in await self._store.domains()}
+        records = await self._store.hosts()
+        for name, record in records.items():
+            if name not in self._parts and record.state is not HostState.FREE:
+                raise NicagentError(
+                    Kind.INVALID,
+                    f"host {name} is {record.state.value} but no longer in the config",
+                    "put it back, stop its domain, then remove it",
+                )
+        for name, parts in self._parts.items():
+            record = records.get(name, HostRecord(name))
+            self._walkers[name] = Walker(parts, record, self._store, self._publish)
+            if record.run is not None:
+                self._active[record.run.domain.uuid] = name
+
+    async def run(self) -> None:
+        """Walk the hosts until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for walker in self._walkers.values():
+                group.create_task(walker.run())
+
+    async def autostart(self, boot_id: str) -> None:
+        """Start what is marked autostart: once per boot of the board, never on an agent restart."""
+        if await self._store.swap_meta("boot-id", boot_id) in (None, boot_id):
+            return
+        for domain in list(self._domains.values()):
+            if domain.autostart and domain.uuid not in self._active:
+                try:
+                    await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
+                except NicagentError as e:
+                    log.error("autostart of %s: %s", domain.name, e)
+
+    # ---- the change stream
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Have `watcher` called with every change, in order, in the event loop. Returns how to end that."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def _publish(self, record: HostRecord, power: Power, event: DomainEvent | None) -> None:
+        domain: DomainStatus | None = None
+        if record.run is not None:
+            uuid = record.run.domain.uuid
+            if record.state is HostState.FREE:
+                self._release(record, uuid)
+            else:
+                self._active[uuid] = record.name
+            domain = self._run_status(record)
+            # With the run goes the id: what is told last is the domain as it is then, off.
+            if record.state is HostState.FREE:
+                domain = replace(domain, id=None, host=None)
+        self._emit(host=_host_status(record, power), event=event if domain else None, domain=domain)
+
+    def _release(self, record: HostRecord, uuid: str) -> None:
+        self._active.pop(uuid, None)
+        run = record.run
+        assert run is not None
+        self._last[uuid] = run.failure or record.reason
+
+    def _emit(
+        self,
+        *,
+        host: HostStatus | None = None,
+        event: DomainEvent | None = None,
+        domain: DomainStatus | None = None,
+    ) -> None:
+        self._serial += 1
+        change = Change(self._serial, host, event, domain)
+        for watcher in list(self._watchers):
+            try:
+                watcher(change)
+            except Exception:
+                log.exception("a watcher failed; the others are still told")
+
+    # ---- reading, from memory
+
+    def hosts(self) -> list[HostStatus]:
+        """Every host, in the order of the config."""
+        return [_host_status(walker.record, walker.power) for walker in self._walkers.values()]
+
+    def host(self, name: str) -> HostStatus:
+        """One host. Raises NOT_FOUND."""
+        walker = self._walker(name)
+        return _host_status(walker.record, walker.power)
+
+    def domains(self) -> list[DomainStatus]:
+        """Every domain: the persistent ones and the running transient ones."""
+        known = dict.fromkeys([*self._domains, *self._active])
+        return [self.domain(uuid) for uuid in known]
+
+    def domain(self, uuid: str) -> DomainStatus:
+        """One domain, with the definition it runs under if it runs. Raises NOT_FOUND."""
+        host = self._active.get(uuid)
+        if host is not None:
+            return self._run_status(self._walkers[host].record)
+        return self._idle_status(self.definition(uuid))
+
+    def definition(self, uuid: str) -> Domain:
+        """The persistent definition, or the run's where the domain is transient. Raises NOT_FOUND."""
+        domain = self._domains.get(uuid)
+        if domain is not None:
+            return domain
+        host = self._active.get(uuid)
+        run = self._walkers[host].record.run if host is not None else None
+        if run is None:
+            raise NicagentError(Kind.NOT_FOUND, f"no domain with matching uuid '{uuid}'")
+        return run.domain
+
+    def _idle_status(self, domain: Domain) -> DomainStatus:
+        return DomainStatus(domain, None, None, HostState.FREE, self._last.get(domain.uuid, ""))
+
+    def _run_status(self, record: HostRecord) -> DomainStatus:
+        run = record.run
+        assert run is not None
+        persistent = self._domains.get(run.domain.uuid)
+        domain = replace(
+            run.domain,
+            persistent=persistent is not None,
+            autostart=persistent.autostart if persistent is not None else False,
+        )
+        return DomainStatus(
+            domain,
+            run.id,
+            record.name,
+            record.state,
+            record.reason,
+            run.bindings,
+            run.exports,
+            self._parts[record.name].storage.transport,
+        )
+
+    def _walker(self, name: str) -> Walker:
+        walker = self._walkers.get(name)
+        if walker is None:
+            known = ", ".join(self._walkers)
+            raise NicagentError(Kind.NOT_FOUND, f"no host is called {name!r}", f"known hosts: {known}")
+        return walker
+
+    # ---- counters, from the drivers
+
+    async def statistics(self, uuid: str) -> tuple[tuple[ExportStatus, ...], tuple[PortStatus, ...]]:
+        """Counters of a running domain's disks and ports; empty while it does not run."""
+        host = self._active.get(uuid)
+        if host is None:
+            return (), ()
+        parts = self._parts[host]
+        ports = await parts.network.status(host) if parts.network is not None else ()
+        return await parts.storage.status(), ports
+
+    # ---- definitions
+
+    async def define(self, domain: Domain, cause: Cause) -> DomainStatus:
+        """Make a definition durable; a running domain gets it at its next start.
+
+        Raises EXISTS (name or UUID taken by another), INVALID (pinned to a host that is not there).
+        """
+        async with self._placing:
+            self._check(domain)
+            old = self._domains.get(domain.uuid)
+            domain = replace(domain, persistent=True, autostart=old.autostart if old else False)
+            await self._store.put_domain(domain)
+            self._domains[domain.uuid] = domain
+        log.info("domain %s defined (%s)", domain.name, cause)
+        status = self.domain(domain.uuid)
+        self._emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
+        return status
+
+    def _check(self, domain: Domain) -> None:
+        for other in self._known():
+            if other.name == domain.name and other.uuid != domain.uuid:
+                raise NicagentError(
+                    Kind.EXISTS, f"domain '{domain.name}' already exists with uuid {other.uuid}"
+                )
+            if other.uuid == domain.uuid and other.name != domain.name:
+                raise NicagentError(
+                    Kind.EXISTS, f"domain '{other.name}' is already defined with uuid {domain.uuid}"
+                )
+        if domain.host is not None and domain.host not in self._walkers:
+            known = ", ".join(self._walkers)
+            raise NicagentError(
+                Kind.INVALID,
+                f"domain {domain.name} is pinned to unknown host {domain.host!r}",
+                f"known: {known}",
+            )
+
+    def _known(self) -> Iterable[Domain]:
+        yield from self._domains.values()
+        for uuid in self._active:
+            if uuid not in self._domains:
+                yield self.definition(uuid)
+
+    async def undefine(self, uuid: str, cause: Cause) -> None:
+        """Forget a definition; a running domain goes on as a transient one."""
+        async with self._placing:
+            domain = self._domains.get(uuid)
+            if domain is None:
+                self.definition(uuid)  # raises NOT_FOUND when there is none at all
+                raise NicagentError(Kind.WRONG_STATE, "cannot undefine transient domain")
+            status = self.domain(uuid)
+            await self._store.drop_domain(uuid)
+            del self._domains[uuid]
+        self._last.pop(uuid, None)
+        log.info("domain %s undefined (%s)", domain.name, cause)
+        self._emit(event=DomainEvent.UNDEFINED, domain=status)
+
+    async def set_autostart(self, uuid: str, autostart: bool, cause: Cause) -> None:
+        """Mark a persistent domain to be started when the board comes up."""
+        domain = self._domains.get(uuid)
+        if domain is None:
+            self.definition(uuid)
+            raise NicagentError(Kind.WRONG_STATE, "cannot set autostart for transient domain")
+        domain = replace(domain, autostart=autostart)
+        await self._store.put_domain(domain)
+        self._domains[uuid] = domain
+        log.info("domain %s autostart %s (%s)", domain.name, autostart, cause)
+
+    # ---- power of domains
+
+    async def start(self, uuid: str, cause: Cause) -> DomainStatus:
+        """Start a defined domain; returns at power-good. A failed start is rolled back, then raised."""
+        return await self._start(self.definition(uuid), cause)
+
+    async def create(self, domain: Domain, cause: Cause) -> DomainStatus:
+        """Start a transient domain (or a defined one by its XML)."""
+        self._check(domain)
+        return await self._start(replace(domain, persistent=domain.uuid in self._domains), cause)
+
+    async def _start(self, domain: Domain, cause: Cause) -> DomainStatus:
+        async with self._placing:
+            if domain.uuid in self._active:
+                raise NicagentError(Kind.WRONG_STATE, "domain is already running")
+            walker = self._place(domain)
+            run = await self._plan(domain, walker.parts)
+            reached = await walker.ask(Event.START, cause, run=run, until=STARTED)
+        state = await reached
+        if state is HostState.RUNNING:
+            return self.domain(domain.uuid)
+        failure = walker.record.reason if state is HostState.FAULT else self._last.get(domain.uuid, "")
+        raise NicagentError(
+            Kind.UNAVAILABLE, f"domain {domain.name} did not start on {walker.parts.name}: {failure}"
+        )
+
+    def _place(self, domain: Domain) -> Walker:
+        """The host to run on: the pinned one, else the first that is free, off and big enough."""
+        refusals = []
+        for name, walker in self._walkers.items():
+            if domain.host is not None and domain.host != name:
+                continue
+            refusal = self._refusal(domain, walker)
+            if refusal is None:
+                return walker
+            refusals.append(f"{name} {refusal}")
+        raise NicagentError(
+            Kind.WRONG_STATE,
+            f"no host can take domain {domain.name}: {'; '.join(refusals)}",
+            "nicagent hosts shows them all",
+        )
+
+    def _refusal(self, domain: Domain, walker: Walker) -> str | None:
+        config = walker.parts.config
+        if walker.record.state is not HostState.FREE:
+            return f"is {walker.record.state.value} ({walker.record.reason})"
+        if walker.power is Power.ON:
+            return f"is switched on without a domain (nicagent power off {walker.parts.name})"
+        if walker.power is Power.UNKNOWN:
+            return "has no readable power state (nicagent doctor tells why)"
+        if len(domain.ports) > len(config.nics):
+            return f"has {len(config.nics)} NICs for {len(domain.ports)} interfaces"
+        if domain.memory_kib > config.memory_mib * 1024:
+            return f"has {config.memory_mib} MiB of memory, {domain.memory_kib // 1024} are asked for"
+        if domain.vcpus > config.cpus:
+            return f"has {config.cpus} CPUs, {domain.vcpus} are asked for"
+        return None
+
+    async def _plan(self, domain: Domain, parts: Parts) -> Run:
+        """Everything that the run needs, resolved before anything is touched."""
+        bindings = []
+        for number, port in enumerate(domain.ports):
+            bindings.append(await self._bind(domain, port, parts, number))
+        exports = []
+        for number, disk in enumerate(domain.disks, start=1):
+            identity = await self._store.identity(
+                domain.uuid,
+                disk.target,
+                lambda disk=disk, number=number: self._derive(  # type: ignore[misc]
+                    domain.uuid, disk.target, number, disk.serial
+                ),
+            )
+            exports.append(Export(disk, identity))
+        return Run(domain, await self._store.next_domain_id(), tuple(bindings), tuple(exports))
+
+    async def _bind(self, domain: Domain, port: Port, parts: Parts, number: int) -> PortBinding:
+        nic = parts.config.nics[number]
+        segment = self._config.segments.get(port.segment)
+        if segment is None or parts.network is None:
+            known = ", ".join(self._config.segments) or "none"
+            raise NicagentError(Kind.NOT_FOUND, f"no segment is called {port.segment!r}", f"known: {known}")
+        if port.mac is not None and port.mac != nic.mac:
+            raise NicagentError(
+                Kind.UNSUPPORTED,
+                f"{port.name} of {domain.name} wants MAC {port.mac}, the NIC of {parts.name} has {nic.mac}",
+                "leave the MAC out of the definition, or give the NIC's own",
+            )
+        if port.ipv4 is not None:
+            candidates = [port.ipv4]
+        else:
+            first, last = (int(ipaddress.IPv4Address(end)) for end in segment.range)
+            candidates = [str(ipaddress.IPv4Address(value)) for value in range(first, last + 1)]
+        address = await self._store.lease(port.segment, domain.uuid, port.name, candidates)
+        return PortBinding(port, nic.device, nic.mac, address, domain.name)
+
+    def _occupied(self, uuid: str) -> Walker:
+        host = self._active.get(uuid)
+        if host is None:
+            self.definition(uuid)
+            raise NicagentError(Kind.WRONG_STATE, "domain is not running")
+        return self._walkers[host]
+
+    async def destroy(self, uuid: str, cause: Cause) -> None:
+        """Power off hard; returns once the host is free again and nothing of the domain is left on it."""
+        walker = self._occupied(uuid)
+        reached = await walker.ask(Event.STOP, cause, until=STOPPED)
+        if await reached is HostState.FAULT:
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"host {walker.parts.name} could not be stopped: {walker.record.reason}",
+                "look at its power, then destroy the domain again",
+            )
+
+    async def shutdown(self, uuid: str, cause: Cause) -> None:
+        """Ask the OS to go down; returns once asked. A SHUTDOWN change tells when it has."""
+        await self._occupied(uuid).ask(Event.SHUTDOWN, cause)
+
+    async def reset(self, uuid: str, cause: Cause) -> None:
+        """Hard reset; returns once it is durable and under way."""
+        await self._occupied(uuid).ask(Event.RESET, cause)
+
+    # ---- power of hosts, for a technician
+
+    async def power(self, host: str, action: PowerAction, cause: Cause) -> HostStatus:
+        """Work the power of a host: through its domain where it has one, else directly."""
+        walker = self._walker(host)
+        run = walker.record.run
+        if run is not None:
+            await self._power_of_domain(walker, action, cause)
+        elif action is PowerAction.PRESS:
+            await walker.ask(Event.PRESS, cause)
+        else:
+            await walker.parts.power.apply(action, cause)
+            wanted = {PowerAction.ON: Power.ON, PowerAction.OFF: Power.OFF}.get(action)
+            if wanted and not await walker.await_power(wanted, walker.parts.config.pgood_seconds):
+                raise NicagentError(
+                    Kind.UNAVAILABLE,
+                    f"host {host} was told to power {action.value} but its power reads {walker.power.value}",
+                    "nicagent doctor tells what answers",
+                )
+        return self.host(host)
+
+    async def _power_of_domain(self, walker: Walker, action: PowerAction, cause: Cause) -> None:
+        running = walker.record.state is HostState.RUNNING
+        match action:
+            case PowerAction.ON if running:
+                return
+            case PowerAction.OFF:
+                await (await walker.ask(Event.STOP, cause, until=STOPPED))
+            case PowerAction.SHUTDOWN:
+                await walker.ask(Event.SHUTDOWN, cause)
+            case PowerAction.RESET:
+                await walker.ask(Event.RESET, cause)
+            case PowerAction.PRESS:
+                await walker.ask(Event.PRESS, cause)
+            case _:
+                raise NicagentError(
+                    Kind.WRONG_STATE,
+                    f"host {walker.parts.name} is {walker.record.state.value}",
+                    "wait for it",
+                )
+
+    async def cycle(self, host: str, cause: Cause) -> HostStatus:
+        """Off and on again; a domain keeps its disks and ports."""
+        walker = self._walker(host)
+        if walker.record.run is not None:
+            state = await (await walker.ask(Event.CYCLE, cause, until=STARTED))
+            if state is not HostState.RUNNING:
+                raise NicagentError(
+                    Kind.UNAVAILABLE, f"host {host} did not come back: {walker.record.reason}"
+                )
+            return self.host(host)
+        await self.power(host, PowerAction.OFF, cause)
+        return await self.power(host, PowerAction.ON, cause)
+
+
+def _host_status(record: HostRecord, power: Power) -> HostStatus:
+    run = record.run if record.state is not HostState.FREE else None
+    return HostStatus(
+        record.name,
+        record.state,
+        power,
+        record.reason,
+        record.since,
+        run.domain.uuid if run else None,
+        record.marks,
+    )

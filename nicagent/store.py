@@ -1,0 +1,304 @@
+"""What must survive the agent: SQLite in WAL mode with `synchronous=FULL`, one writer, a versioned schema.
+
+Records are JSON of frozen dataclasses; a column exists only where the database itself has to look (keys,
+uniqueness). All calls run on one thread of their own: an fsync on a tired SD card takes 100 ms, and the event
+loop answers libvirt meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import (
+    Cause,
+    Domain,
+    DomainEvent,
+    Export,
+    ExportIdentity,
+    HostState,
+    Initiator,
+    PortBinding,
+)
+
+T = TypeVar("T")
+
+# Version n is reached from n - 1 by running MIGRATIONS[n - 1]. Released entries are never edited.
+MIGRATIONS: Sequence[str] = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE domain (uuid TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
+    CREATE TABLE host (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE initiator (host TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE identity (
+        domain TEXT NOT NULL, target TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (domain, target)
+    ) STRICT;
+    CREATE TABLE lease (
+        segment TEXT NOT NULL, ipv4 TEXT NOT NULL, domain TEXT NOT NULL, port TEXT NOT NULL,
+        PRIMARY KEY (segment, ipv4), UNIQUE (domain, port)
+    ) STRICT;
+    """,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A domain on a host, from the intent to start it until the host is free again."""
+
+    domain: Domain  # as it was defined at the start
+    id: int  # libvirt's domain id of this run
+    bindings: tuple[PortBinding, ...] = ()
+    exports: tuple[Export, ...] = ()
+    ending: DomainEvent | None = None  # how it ends, once that is decided
+    failure: str = ""  # why, when the ending is a failure
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """A host's place in the lifecycle, as it must survive."""
+
+    name: str
+    state: HostState = HostState.FREE
+    reason: str = ""
+    cause: Cause = field(default_factory=lambda: Cause("nicagent", "first start"))
+    since: float = 0.0
+    run: Run | None = None
+    marks: dict[str, float] = field(default_factory=dict)
+
+
+class Store:
+    """The database of one agent. Open it once; a second agent on the same file is refused."""
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._db = connection
+        self._thread = thread
+
+    @classmethod
+    async def open(cls, path: Path) -> Store:
+        """Open or create, and migrate. Raises UNAVAILABLE: locked, from a newer version, broken."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        try:
+            connection = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(connection, thread)
+
+    async def close(self) -> None:
+        """Close the database; every acknowledged write is already on disk."""
+        await self._do(lambda db: db.close())
+        self._thread.shutdown()
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def guarded() -> T:
+            try:
+                return work(self._db)
+            except sqlite3.OperationalError as e:
+                raise _readable(e) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
+
+    async def _write(self, sql: str, *values: object) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            with db:
+                db.execute(sql, values)
+
+        await self._do(work)
+
+    # ---- domains
+
+    async def domains(self) -> list[Domain]:
+        """Every persistent domain."""
+        rows = await self._do(lambda db: db.execute("SELECT body FROM domain").fetchall())
+        return [msgspec.json.decode(body, type=Domain) for (body,) in rows]
+
+    async def put_domain(self, domain: Domain) -> None:
+        """Add or replace a domain. Raises EXISTS when another one has its name."""
+        try:
+            await self._write(
+                "INSERT INTO domain VALUES (?1, ?2, ?3) "
+                "ON CONFLICT (uuid) DO UPDATE SET name = ?2, body = ?3",
+                domain.uuid,
+                domain.name,
+                _json(domain),
+            )
+        except sqlite3.IntegrityError:
+            raise NicagentError(
+                Kind.EXISTS, f"domain '{domain.name}' already exists with another uuid"
+            ) from None
+
+    async def drop_domain(self, uuid: str) -> None:
+        """Forget a domain with everything that was derived for it."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with db:
+                db.execute("DELETE FROM domain WHERE uuid = ?", (uuid,))
+                db.execute("DELETE FROM identity WHERE domain = ?", (uuid,))
+                db.execute("DELETE FROM lease WHERE domain = ?", (uuid,))
+
+        await self._do(work)
+
+    # ---- hosts
+
+    async def hosts(self) -> dict[str, HostRecord]:
+        """Every host that was ever recorded."""
+        rows = await self._do(lambda db: db.execute("SELECT body FROM host").fetchall())
+        records = [msgspec.json.decode(body, type=HostRecord) for (body,) in rows]
+        return {record.name: record for record in records}
+
+    async def put_host(self, record: HostRecord) -> None:
+        """Durable when it returns: this is the "intent first" of every transition."""
+        await self._write("INSERT OR REPLACE INTO host VALUES (?, ?)", record.name, _json(record))
+
+    # ---- identities: derived once, stored
+
+    async def initiator(self, host: str, derive: Callable[[], Initiator]) -> Initiator:
+        """The host's initiator; derived and stored at the first call."""
+        return await self._once(
+            Initiator,
+            ("SELECT body FROM initiator WHERE host = ?", (host,)),
+            "INSERT INTO initiator VALUES (?, ?)",
+            derive,
+        )
+
+    async def identity(
+        self, domain: str, target: str, derive: Callable[[], ExportIdentity]
+    ) -> ExportIdentity:
+        """The identity of a domain's disk; derived and stored at the first call."""
+        return await self._once(
+            ExportIdentity,
+            ("SELECT body FROM identity WHERE domain = ? AND target = ?", (domain, target)),
+            "INSERT INTO identity VALUES (?, ?, ?)",
+            derive,
+        )
+
+    async def _once(
+        self, kind: type[T], query: tuple[str, tuple[str, ...]], insert: str, derive: Callable[[], T]
+    ) -> T:
+        sql, key = query
+
+        def work(db: sqlite3.Connection) -> T:
+            row = db.execute(sql, key).fetchone()
+            if row is not None:
+                return msgspec.json.decode(row[0], type=kind)
+            value = derive()
+            with db:
+                db.execute(insert, (*key, _json(value)))
+            return value
+
+        return await self._do(work)
+
+    # ---- addresses
+
+    async def lease(self, segment: str, domain: str, port: str, candidates: Sequence[str]) -> str:
+        """The address of a port on a segment: the one it had, else the first free candidate.
+
+        Raises NO_SPACE when all are taken.
+        """
+
+        def work(db: sqlite3.Connection) -> str:
+            held = db.execute(
+                "SELECT ipv4 FROM lease WHERE domain = ? AND port = ? AND segment = ?",
+                (domain, port, segment),
+            ).fetchone()
+            if held is not None and held[0] in candidates:
+                return str(held[0])
+            taken = {row[0] for row in db.execute("SELECT ipv4 FROM lease WHERE segment = ?", (segment,))}
+            free = next((address for address in candidates if address not in taken), None)
+            if free is None:
+                raise NicagentError(
+                    Kind.NO_SPACE,
+                    f"segment {segment} has no free address for {port}",
+                    "widen its range in the config, or undefine domains that are not needed",
+                )
+            with db:
+                db.execute("DELETE FROM lease WHERE domain = ? AND port = ?", (domain, port))
+                db.execute("INSERT INTO lease VALUES (?, ?, ?, ?)", (segment, free, domain, port))
+            return free
+
+        return await self._do(work)
+
+    # ---- small facts
+
+    async def next_domain_id(self) -> int:
+        """libvirt's domain ids grow and are never used twice."""
+
+        def work(db: sqlite3.Connection) -> int:
+            with db:
+                row = db.execute(
+                    "INSERT INTO meta VALUES ('domain-id', '1') "
+                    "ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) "
+                    "RETURNING value"
+                ).fetchone()
+            return int(row[0])
+
+        return await self._do(work)
+
+    async def swap_meta(self, key: str, value: str) -> str | None:
+        """Set a small fact; returns what it was."""
+
+        def work(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            with db:
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            return None if row is None else str(row[0])
+
+        return await self._do(work)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=2.0, check_same_thread=False)
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one writer: a second agent fails here
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        _migrate(db, path)
+    except (OSError, sqlite3.DatabaseError) as e:
+        raise _readable(e, path) from None
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise NicagentError(
+            Kind.UNAVAILABLE,
+            f"{path} was written by a newer nicagent (schema {version}, this one knows {len(MIGRATIONS)})",
+            "upgrade nicagent, or point agent.state_dir elsewhere",
+        )
+    for number in range(version, len(MIGRATIONS)):
+        # One transaction a version, its number included: a crash leaves the old version whole.
+        db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+    db.execute("BEGIN IMMEDIATE")  # takes the lock now, so that a second agent is told at once
+    db.commit()
+
+
+def _readable(error: Exception, path: Path | None = None) -> NicagentError:
+    where = f" {path}" if path else ""
+    text = str(error)
+    if "locked" in text:
+        return NicagentError(
+            Kind.UNAVAILABLE, f"the state{where} is in use by another nicagent", "stop that one first"
+        )
+    if "full" in text:
+        return NicagentError(
+            Kind.NO_SPACE,
+            f"the disk that holds the state{where} is full",
+            "free some space; nothing was lost",
+        )
+    return NicagentError(
+        Kind.UNAVAILABLE, f"the state{where} cannot be used: {text}", "check agent.state_dir and its disk"
+    )

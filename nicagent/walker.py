@@ -1,0 +1,368 @@
+"""Walks one host through its life: takes events one at a time, makes each move durable, then acts.
+
+The walker owns no facts of its own. What must survive is in its `HostRecord`, written before the first action
+of a state; the actions are idempotent, so after a crash RESTARTED repeats them. One task works through the
+queue; the actions of a state run as a second task that a later event may cancel, which every driver is built
+for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+from nicagent import lifecycle
+from nicagent.config import Host
+from nicagent.errors import Kind, NicagentError
+from nicagent.lifecycle import Action, Event, Row
+from nicagent.model import Cause, DomainEvent, Export, HostState, Initiator, Power, PowerAction
+from nicagent.network.contract import NetworkDriver
+from nicagent.power.contract import PowerDriver
+from nicagent.storage.contract import HostStorage
+from nicagent.store import HostRecord, Run, Store
+
+log = logging.getLogger("nicagent.host")
+
+BootSetter = Callable[[str, Export | None], Awaitable[None]]
+Publish = Callable[[HostRecord, Power, DomainEvent | None], None]
+
+POWER_FACTS: Mapping[Power, Event] = {
+    Power.ON: Event.POWER_ON_SEEN,
+    Power.OFF: Event.POWER_OFF_SEEN,
+    Power.UNKNOWN: Event.POWER_UNKNOWN_SEEN,
+}
+RETRY_SECONDS = 1.0  # until a fact that could not be made durable is tried again
+AGENT = "nicagent"  # who asks, when a fact or a deadline moves the host
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One host's drivers and wiring, built by `agent` from the config."""
+
+    name: str
+    config: Host
+    power: PowerDriver
+    storage: HostStorage
+    initiator: Initiator
+    network: NetworkDriver | None
+    set_boot: BootSetter | None
+
+
+@dataclass
+class _Step:
+    """An event in the queue.
+
+    `taken` resolves once its move is durable, or fails when it is illegal. `reached` then resolves with the
+    first state of `until` that the host comes into. `of` is the move that our own DONE, FAILED and DEADLINE
+    belong to: they are stale, and dropped, once another move was made.
+    """
+
+    event: Event
+    cause: Cause
+    taken: asyncio.Future[None]
+    reached: asyncio.Future[HostState]
+    until: frozenset[HostState] = frozenset()
+    run: Run | None = None
+    of: int | None = None
+
+
+class Walker:
+    """The life of one host. Only the controller talks to it."""
+
+    def __init__(self, parts: Parts, record: HostRecord, store: Store, publish: Publish) -> None:
+        self.parts = parts
+        self.record = record
+        self.power = Power.UNKNOWN
+        self._store = store
+        self._publish = publish
+        self._queue: asyncio.Queue[_Step] = asyncio.Queue(maxsize=256)
+        self._acting: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._power_seen = asyncio.Event()
+        self._moves = 0
+        self._waiting: list[_Step] = []
+
+    # ---- life of the walker itself
+
+    async def run(self) -> None:
+        """Work until cancelled. A power driver that is not there is tried again; the host reads UNKNOWN."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.parts.storage.watch_over())
+            group.create_task(self._start_power())
+            self._put(Event.RESTARTED, Cause(AGENT, "agent start"))
+            try:
+                while True:
+                    await self._take(await self._queue.get())
+            finally:
+                self._set_deadline(None)
+                await self._stop_acting()
+                await self.parts.power.close()
+
+    async def _start_power(self) -> None:
+        wait = 1.0
+        while True:
+            try:
+                await self.parts.power.start()
+            except NicagentError as e:
+                log.error("%s: power: %s; trying again in %g s", self.parts.name, e, wait)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 30.0)
+            else:
+                self.parts.power.watch(self._power_fact)
+                return
+
+    def _power_fact(self, power: Power) -> None:
+        if power is self.power:
+            return
+        self.power = power
+        self._power_seen.set()
+        log.info("%s: power is %s", self.parts.name, power.value)
+        self._put(POWER_FACTS[power], Cause(AGENT, f"power is {power.value}"))
+
+    def _put(
+        self,
+        event: Event,
+        cause: Cause,
+        *,
+        run: Run | None = None,
+        until: frozenset[HostState] = frozenset(),
+        of: int | None = None,
+    ) -> _Step:
+        loop = asyncio.get_running_loop()
+        step = _Step(event, cause, loop.create_future(), loop.create_future(), until, run, of)
+        for outcome in (step.taken, step.reached):
+            # Nobody need look at the outcome of a fact; an unobserved failure must not be logged as lost.
+            outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            self._queue.put_nowait(step)
+        except asyncio.QueueFull:
+            step.taken.set_exception(
+                NicagentError(
+                    Kind.WRONG_STATE, f"host {self.parts.name} has too much to do", "ask again later"
+                )
+            )
+        return step
+
+    # ---- what the controller asks
+
+    async def ask(
+        self, event: Event, cause: Cause, *, run: Run | None = None, until: frozenset[HostState] = frozenset()
+    ) -> asyncio.Future[HostState]:
+        """Put an intent through the table; returns once it is durable. Raises WRONG_STATE when it is illegal.
+
+        The returned future resolves with the first state of `until` that the host then comes into.
+        """
+        step = self._put(event, cause, run=run, until=until)
+        await step.taken
+        return step.reached
+
+    async def await_power(self, wanted: Power, seconds: float) -> bool:
+        """Wait until power reads `wanted`; False when the time is spent."""
+        try:
+            async with asyncio.timeout(seconds):
+                while await self.parts.power.read() is not wanted:
+                    # Watch and read both: an edge wakes us, a poll finds what a driver could not watch.
+                    self._power_seen.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.25):
+                            await self._power_seen.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # ---- one step
+
+    async def _take(self, step: _Step) -> None:
+        if step.of is not None and step.of != self._moves:
+            return
+        try:
+            row = lifecycle.step(self.record.state, step.event)
+            if row.quiet:
+                self._publish(self.record, self.power, None)
+            else:
+                await self._make_move(row, step)
+        except NicagentError as e:
+            # Illegal, or it could not be made durable (a full disk): nothing is done, nothing has changed.
+            log.warning("%s: %s not taken: %s", self.parts.name, step.event.value, e)
+            if not step.taken.done():
+                step.taken.set_exception(e)
+            if step.event not in lifecycle.INTENTS and e.kind is not Kind.WRONG_STATE:
+                # A fact stays true while the disk is full: it is taken once there is room.
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again, step)
+            return
+        if step.until:
+            self._waiting.append(step)
+            if row.quiet:
+                self._arrived(self.record.state)
+        if not step.taken.done():
+            step.taken.set_result(None)
+
+    def _again(self, step: _Step) -> None:
+        self._put(step.event, step.cause, run=step.run, until=step.until, of=step.of)
+
+    async def _make_move(self, row: Row, step: _Step) -> None:
+        record = self._after(row, step)
+        await self._store.put_host(record)
+        if row.actions or row.next is not self.record.state:
+            await self._stop_acting()
+        self._moves += 1
+        log.log(
+            logging.WARNING if step.event in (Event.FAILED, Event.DEADLINE) else logging.INFO,
+            "%s: %s → %s: %s (%s)",
+            record.name,
+            self.record.state.value,
+            record.state.value,
+            record.reason,
+            step.cause.who,
+        )
+        self._tell(row, record)
+        self._set_deadline(self._seconds(row, step.event))
+        if row.actions:
+            self._acting = asyncio.create_task(self._act(row, step.cause, self._moves))
+
+    def _after(self, row: Row, step: _Step) -> HostRecord:
+        """The record after a move."""
+        old = self.record
+        run = step.run if step.run is not None else old.run
+        failed = step.event in (Event.FAILED, Event.DEADLINE)
+        reason = row.reason
+        if failed and step.cause.why:
+            reason = f"{row.reason}: {step.cause.why}"
+        if run is not None and row.ending is not None:
+            run = replace(run, ending=row.ending, failure=reason if failed else "")
+        changed = row.next is not old.state
+        marks = dict(old.marks)
+        if step.run is not None:
+            marks = {"asked": time.time()}
+        if changed and row.next is HostState.RUNNING and "power-good" not in marks:
+            marks["power-good"] = time.time()
+        return HostRecord(
+            name=old.name,
+            state=row.next,
+            reason=reason or old.reason,
+            cause=step.cause if changed or step.event in lifecycle.INTENTS else old.cause,
+            since=time.time() if changed else old.since,
+            run=None if row.next is HostState.FREE else run,
+            marks=marks,
+        )
+
+    def _tell(self, row: Row, record: HostRecord) -> None:
+        """Publish the move, and the end of a run with it."""
+        old, self.record = self.record, record
+        if record.state is HostState.FREE and old.run is not None:
+            self._publish(replace(record, run=old.run), self.power, old.run.ending)
+        else:
+            self._publish(record, self.power, row.tells)
+        if record.state is not old.state:
+            self._arrived(record.state)
+
+    def _arrived(self, state: HostState) -> None:
+        for step in [step for step in self._waiting if state in step.until]:
+            self._waiting.remove(step)
+            if not step.reached.done():
+                step.reached.set_result(state)
+
+    def _seconds(self, row: Row, event: Event) -> float | None:
+        """The clock of the state that was entered; a shutdown has a clock of its own."""
+        if event is Event.SHUTDOWN:
+            return self.parts.config.shutdown_seconds
+        return lifecycle.DEADLINES[row.next]
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if seconds is not None:
+            cause, of = Cause(AGENT, f"not done within {seconds:g} s"), self._moves
+            self._deadline = asyncio.get_running_loop().call_later(
+                seconds, lambda: self._put(Event.DEADLINE, cause, of=of)
+            )
+
+    # ---- actions
+
+    async def _stop_acting(self) -> None:
+        if self._acting is not None:
+            self._acting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._acting
+            self._acting = None
+
+    async def _act(self, row: Row, cause: Cause, of: int) -> None:
+        try:
+            for action in row.actions:
+                log.debug("%s: %s", self.parts.name, action.value)
+                await self._do(action, cause)
+        except NicagentError as e:
+            self._put(Event.FAILED, Cause(AGENT, str(e)), of=of)
+        except Exception as e:
+            log.exception("%s: our own fault", self.parts.name)
+            self._put(Event.FAILED, Cause(AGENT, f"internal error: {e}"), of=of)
+        else:
+            self._put(Event.DONE, cause, of=of)
+
+    async def _do(self, action: Action, cause: Cause) -> None:
+        parts, run = self.parts, self.record.run
+        power = POWER_OF.get(action)
+        if power is not None:
+            await parts.power.apply(power, cause)
+            return
+        match action:
+            case Action.EXPORTS_UP if run is not None:
+                await parts.storage.present(run.exports, parts.initiator)
+            case Action.PORTS_UP if run is not None and parts.network is not None:
+                await parts.network.present(parts.name, run.bindings)
+            case Action.BOOT_SET if run is not None and parts.set_boot is not None:
+                first = boot_export(run)
+                await parts.set_boot(parts.name, first)
+            case Action.BOOT_CLEAR if parts.set_boot is not None:
+                await parts.set_boot(parts.name, None)
+            case Action.PORTS_DOWN if parts.network is not None:
+                await parts.network.withdraw(parts.name)
+            case Action.EXPORTS_DOWN:
+                await parts.storage.withdraw()
+            case Action.SETTLE:
+                await self.await_power(Power.ON, parts.config.pgood_seconds)
+            case Action.AWAIT_PGOOD:
+                await self._require(Power.ON, "power-good did not come")
+            case Action.AWAIT_OFF:
+                await self._require(Power.OFF, "power-good did not go")
+            case Action.CHECK_POWER:
+                await self._check_power()
+
+    async def _require(self, wanted: Power, otherwise: str) -> None:
+        seconds = self.parts.config.pgood_seconds
+        if not await self.await_power(wanted, seconds):
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"{otherwise} on host {self.parts.name} within {seconds:g} s",
+                f"look at it: nicagent power status {self.parts.name}",
+            )
+
+    async def _check_power(self) -> None:
+        """After a restart: what the LED says counts. A driver that does not answer yet is waited for."""
+        seconds = self.parts.config.pgood_seconds
+        if await self.await_power(Power.ON, seconds):
+            return
+        fact = await self.parts.power.read()
+        self._put(POWER_FACTS[fact], Cause(AGENT, f"power is {fact.value} after the restart"))
+
+
+POWER_OF: Mapping[Action, PowerAction] = {
+    Action.POWER_ON: PowerAction.ON,
+    Action.POWER_OFF: PowerAction.OFF,
+    Action.POWER_SHUTDOWN: PowerAction.SHUTDOWN,
+    Action.POWER_RESET: PowerAction.RESET,
+    Action.POWER_PRESS: PowerAction.PRESS,
+}
+
+
+def boot_export(run: Run) -> Export | None:
+    """The disk that the host boots: the lowest boot order, else the first disk that can be written."""
+    ordered = [e for e in run.exports if e.disk.boot_order is not None]
+    if ordered:
+        return min(ordered, key=lambda e: e.disk.boot_order or 0)
+    return next((e for e in run.exports if not e.disk.readonly), None)
