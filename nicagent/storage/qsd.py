@@ -1,0 +1,289 @@
+"""The block engine: one qemu-storage-daemon a host, driven over QMP, told what must be open and no more.
+
+The daemon outlives us and keeps no notes for us; what it has open *is* the state. Every node is named after
+all that made it (path, inode, format, access, place in the chain), so "is it as asked?" is a comparison of
+names, also for an agent that has just started.
+
+Every disk is exported by name (its target) over NBD on one unix socket. That socket is bound under another
+name and renamed once all exports are there: whoever can connect finds them.
+
+Files are opened through the page cache and flushes are obeyed (QEMU's cache=writeback, libvirt's default):
+several hosts share the cached blocks of one base image, tmpfs and overlayfs work, and a flushed byte is on
+the disk. The host is another machine, so nothing is cached twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import Disk
+from nicagent.proc import Daemon
+from nicagent.storage import volume
+from nicagent.storage.volume import Layer
+
+log = logging.getLogger(__name__)
+
+SOCKET_PATH_LIMIT = 107  # bytes of sun_path less its NUL, unix(7)
+MONITOR_DEADLINE = 10.0  # seconds for the monitor to answer a command
+LOG_LIMIT = 1 << 20  # bytes; an older log is dropped at a start
+
+# What QEMU says, and what that means here. It has no error codes for these.
+MEANINGS: tuple[tuple[str, Kind, str], ...] = (
+    ('"write" lock', Kind.WRONG_STATE, "another process uses it; stop that one first"),
+    ('"consistent read" lock', Kind.WRONG_STATE, "another process writes to it; stop that one first"),
+    ("shared", Kind.WRONG_STATE, "it is in use with another kind of access; detach it there first"),
+    ("No space left", Kind.NO_SPACE, "free some space in the pool"),
+    ("No such file", Kind.NOT_FOUND, "create the volume or mend the path"),
+    ("Permission denied", Kind.DENIED, "give the agent access to the file"),
+    ("Read-only file system", Kind.DENIED, "mount the pool read-write, or mark the disk <readonly/>"),
+    ("not in qcow2 format", Kind.INVALID, "say the format that the file has"),
+    ("mage is corrupt", Kind.INVALID, "mend it: qemu-img check -f qcow2 -r all"),
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One blockdev-add: its name and its arguments."""
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What must be in the engine for one disk: nodes bottom-up, the last one exported as `target`."""
+
+    disk: Disk
+    nodes: tuple[Node, ...]
+
+    @property
+    def top(self) -> str:
+        return self.nodes[-1].name
+
+
+def plan(disk: Disk, pools: Sequence[Path]) -> Plan:
+    """Nodes for a disk. Raises what `volume.resolve` raises."""
+    layers = volume.resolve(Path(disk.path), disk.format, pools)
+    facts = repr((disk.target, disk.readonly, layers)).encode()
+    # At most 31 characters, the first a letter (QEMU's limit on node names).
+    stem = "d" + hashlib.sha256(facts).hexdigest()[:20]
+    nodes: list[Node] = []
+    for depth in reversed(range(len(layers))):
+        below = nodes[-1].name if nodes else None
+        nodes += _layer_nodes(stem, depth, layers[depth], below, disk.readonly or depth > 0)
+    return Plan(disk, tuple(nodes))
+
+
+def _layer_nodes(stem: str, depth: int, layer: Layer, below: str | None, readonly: bool) -> list[Node]:
+    common = {"read-only": readonly, "discard": "unmap"}
+    format_name = f"{stem}-{depth:02}a"  # sorts before the file it stands on, and above deeper layers
+    file_name = f"{stem}-{depth:02}b"
+    file = {"driver": "file", "filename": str(layer.path), "locking": "on", **common}
+    over = {"driver": layer.format.value, "file": file_name, **common}
+    if layer.format.value == "qcow2":
+        over["backing"] = below  # explicit, also when there is none: the header's own word is not followed
+    return [
+        Node(file_name, {"node-name": file_name, **file}),
+        Node(format_name, {"node-name": format_name, **over}),
+    ]
+
+
+class BlockEngine:
+    """A host's qemu-storage-daemon. Not safe for concurrent calls: the storage driver holds a lock."""
+
+    def __init__(self, host: str, run: Path, log_file: Path, nbd: Path, pools: Sequence[Path]) -> None:
+        """`run` is a directory of the host's own; `nbd` the socket on which disks are exported."""
+        self.daemon = Daemon(f"block engine of {host}", run / "qsd.pid")
+        self.nbd = nbd
+        self._host = host
+        self._log_file = log_file
+        self._qmp = run / "qmp.sock"
+        self._unpublished = nbd.with_name(nbd.name + ".new")
+        self._pools = tuple(pools)
+        for path in (self._qmp, self._unpublished):
+            check_socket_path(path)
+
+    async def present(self, disks: Sequence[Disk]) -> None:
+        """Export exactly these disks. What is already exported as asked is not touched.
+
+        A failure part-way leaves what was exported before and is still wanted; call again, or `stop`.
+        """
+        plans = [plan(disk, self._pools) for disk in disks]
+        if self.daemon.pid() is None:
+            await self._start()
+        async with self._monitor() as qmp:
+            await self._converge(qmp, plans)
+
+    async def stop(self) -> None:
+        """End the daemon and take its sockets away. Idempotent."""
+        if self.daemon.pid() is None:
+            await self._end_unrecorded()
+        await self.daemon.stop()
+        for path in (self._qmp, self.nbd, self._unpublished):
+            path.unlink(missing_ok=True)
+
+    async def _start(self) -> None:
+        await self.stop()
+        self._qmp.parent.mkdir(parents=True, exist_ok=True)
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.nbd.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self._log_file.stat().st_size > LOG_LIMIT:
+                self._log_file.unlink()
+        # We bind the monitor's socket and hand it over: connecting to it needs no polling, it simply waits
+        # for the daemon to serve it.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(self._qmp))
+            self._qmp.chmod(0o600)
+            listener.listen(8)
+            descriptor = listener.fileno()
+            chardev = f"socket,id=qmp,fd={descriptor},server=on,wait=off"
+            self.daemon.start(
+                ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"],
+                log=self._log_file,
+                pass_fds=(descriptor,),
+            )
+
+    async def _end_unrecorded(self) -> None:
+        """A daemon whose starter died before it wrote the pidfile still holds the image locks."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(self._qmp)) != 0:
+                return
+        with contextlib.suppress(NicagentError, QMPError):
+            async with self._monitor() as qmp:
+                log.warning("%s: ending a block engine that no pidfile knows", self._host)
+                await qmp.execute("quit")
+                await qmp.runstate_changed()
+
+    @contextlib.asynccontextmanager
+    async def _monitor(self) -> AsyncIterator[QMPClient]:
+        """A connection for one operation: the daemon serves one client at a time, and needs none to live."""
+        qmp = QMPClient(self._host)
+        try:
+            async with asyncio.timeout(MONITOR_DEADLINE):
+                await qmp.connect(str(self._qmp))
+                yield qmp
+        except ExecuteError as e:
+            raise NicagentError(Kind.INTERNAL, f"{self.daemon.name}: {e}") from None
+        except (TimeoutError, QMPError, OSError) as e:
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"{self.daemon.name} does not answer ({str(e) or 'timeout'})",
+                f"its log is {self._log_file}",
+            ) from None
+        finally:
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await qmp.disconnect()
+
+    async def _converge(self, qmp: QMPClient, plans: Sequence[Plan]) -> None:
+        wanted = {plan.disk.target: plan for plan in plans}
+        exported = await _exports(qmp)
+        stale = [t for t, top in exported.items() if t not in wanted or wanted[t].top != top]
+        for target in stale:
+            await _unexport(qmp, target)
+        await self._keep(qmp, {node.name for plan in plans for node in plan.nodes})
+        have = await _nodes(qmp)
+        for plan in plans:
+            await self._open(qmp, plan, have)
+        await self._serve(qmp)
+        for plan in plans:
+            if exported.get(plan.disk.target) != plan.top:
+                await self._export(qmp, plan)
+        if self._unpublished.exists():
+            self._unpublished.replace(self.nbd)
+
+    async def _keep(self, qmp: QMPClient, names: Iterable[str]) -> None:
+        """Close every node but these, from the top of each chain down."""
+        for name in sorted(await _nodes(qmp) - set(names)):
+            await qmp.execute("blockdev-del", {"node-name": name})
+
+    async def _open(self, qmp: QMPClient, plan: Plan, have: set[str]) -> None:
+        added: list[str] = []
+        for node in plan.nodes:
+            if node.name in have:
+                continue
+            try:
+                await qmp.execute("blockdev-add", node.options)
+            except ExecuteError as e:
+                for name in reversed(added):
+                    await qmp.execute("blockdev-del", {"node-name": name})
+                raise _meaning(plan.disk, str(e)) from None
+            added.append(node.name)
+
+    async def _serve(self, qmp: QMPClient) -> None:
+        address = {"type": "unix", "data": {"path": str(self._unpublished)}}
+        try:
+            await qmp.execute("nbd-server-start", {"addr": address})
+        except ExecuteError as e:
+            if "already running" not in str(e):
+                raise
+        else:
+            self._unpublished.chmod(0o660)
+
+    async def _export(self, qmp: QMPClient, plan: Plan) -> None:
+        target = plan.disk.target
+        try:
+            await qmp.execute(
+                "block-export-add",
+                {
+                    "type": "nbd",
+                    "id": target,
+                    "name": target,
+                    "node-name": plan.top,
+                    "writable": not plan.disk.readonly,
+                },
+            )
+        except ExecuteError as e:
+            raise _meaning(plan.disk, str(e)) from None
+
+
+def check_socket_path(path: Path) -> None:
+    """Raises INVALID when a unix socket cannot have this path."""
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise NicagentError(
+            Kind.INVALID,
+            f"the socket path {path} is longer than {SOCKET_PATH_LIMIT} bytes",
+            "choose a shorter run_dir or slot",
+        )
+
+
+async def _unexport(qmp: QMPClient, target: str) -> None:
+    """Cut an export's clients off; returns once the engine has let go of it."""
+    with qmp.listener("BLOCK_EXPORT_DELETED") as deleted:
+        await qmp.execute("block-export-del", {"id": target, "mode": "hard"})
+        while (await deleted.get())["data"] != {"id": target}:
+            pass
+
+
+async def _exports(qmp: QMPClient) -> dict[str, str]:
+    """Export id (a disk's target) → name of its top node."""
+    answer: Any = await qmp.execute("query-block-exports")
+    return {entry["id"]: entry["node-name"] for entry in answer}
+
+
+async def _nodes(qmp: QMPClient) -> set[str]:
+    answer: Any = await qmp.execute("query-named-block-nodes", {"flat": True})
+    return {entry["node-name"] for entry in answer}
+
+
+def _meaning(disk: Disk, said: str) -> NicagentError:
+    for phrase, kind, hint in MEANINGS:
+        if phrase in said:
+            return NicagentError(kind, f"cannot open {disk.path} for disk {disk.target}: {said}", hint)
+    return NicagentError(
+        Kind.UNAVAILABLE,
+        f"cannot open {disk.path} for disk {disk.target}: {said}",
+        "see the block engine's log",
+    )
