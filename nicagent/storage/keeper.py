@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from nicagent.errors import NicagentError
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.1  # seconds before the second attempt in a row; the first is at once
 LAST_DELAY = 30.0  # seconds, promised by the contract
+LOG_LIMIT = 1 << 20  # bytes of a process's log; a longer one is dropped before the next start
 STEADY = 10.0  # seconds a mended process must live for its failures to be forgotten
 
 
@@ -38,6 +40,13 @@ def reap(pid: int) -> None:
     """Collect a dead process if it was our child: a zombie would otherwise stay as long as the agent."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+def trim_log(path: Path) -> None:
+    """Make room for a log, and bound it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > LOG_LIMIT:
+        path.unlink()
 
 
 class Keeper:

@@ -31,13 +31,13 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk
 from nicagent.proc import Daemon
 from nicagent.storage import volume
+from nicagent.storage.keeper import trim_log
 from nicagent.storage.volume import Layer
 
 log = logging.getLogger(__name__)
 
 SOCKET_PATH_LIMIT = 107  # bytes of sun_path less its NUL, unix(7)
 MONITOR_DEADLINE = 10.0  # seconds for the monitor to answer a command
-LOG_LIMIT = 1 << 20  # bytes; an older log is dropped at a start
 
 # What QEMU says, and what that means here. It has no error codes for these.
 MEANINGS: tuple[tuple[str, Kind, str], ...] = (
@@ -137,11 +137,8 @@ class BlockEngine:
     async def _start(self) -> None:
         await self.stop()
         self._qmp.parent.mkdir(parents=True, exist_ok=True)
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
         self.nbd.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            if self._log_file.stat().st_size > LOG_LIMIT:
-                self._log_file.unlink()
+        trim_log(self._log_file)
         # We bind the monitor's socket and hand it over: connecting to it needs no polling, it simply waits
         # for the daemon to serve it.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

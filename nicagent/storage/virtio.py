@@ -26,15 +26,16 @@ from nicagent.storage.keeper import Keeper
 from nicagent.storage.qsd import BlockEngine
 
 SOCKET = "server.sock"
+UNORDERED = 1 << 30  # a disk without a boot order comes after all that have one
 ENTRY = re.compile(r"\d{2,}-.+\.(nbd|json)")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON file beside a device's socket. `bootindex`: from 1; None: the firmware does not boot it."""
+    """The JSON file beside a device's socket. `bootindex` is its place in the firmware's order, from 1."""
 
     export: str
     serial: str
-    bootindex: int | None
+    bootindex: int
     readonly: bool
 
 
@@ -85,11 +86,13 @@ class VirtioStorage(HostStorage):
             await self._take_down()
             return
         entries = {f"{place:02}-{e.disk.target}": e for place, e in enumerate(self._exports)}
+        # A boot order is said for some disks only; firmware wants a place for each, no two the same.
+        order = sorted(entries, key=lambda name: entries[name].disk.boot_order or UNORDERED)
         self._slot.mkdir(parents=True, exist_ok=True)
         self._remove_entries(keep=entries)
         await self._engine.present([export.disk for export in self._exports])
         for name, export in entries.items():
-            self._plug(name, export)
+            self._plug(name, export, order.index(name) + 1)
 
     async def _take_down(self) -> None:
         self._remove_entries(keep=())
@@ -102,12 +105,12 @@ class VirtioStorage(HostStorage):
                 if ENTRY.fullmatch(entry.name) and entry.stem not in keep:
                     entry.unlink(missing_ok=True)
 
-    def _plug(self, name: str, export: Export) -> None:
+    def _plug(self, name: str, export: Export, bootindex: int) -> None:
         disk = export.disk
         device = Device(
             export=disk.target,
             serial=export.identity.serial,
-            bootindex=disk.boot_order,
+            bootindex=bootindex,
             readonly=disk.readonly,
         )
         description = self._slot / f"{name}.json"
