@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from nicagent.config import Config
@@ -19,6 +19,7 @@ from nicagent.lifecycle import Event
 from nicagent.model import (
     Cause,
     Change,
+    Disk,
     Domain,
     DomainEvent,
     DomainStatus,
@@ -39,7 +40,8 @@ from nicagent.walker import AGENT, Parts, Walker
 log = logging.getLogger("nicagent.controller")
 
 Watcher = Callable[[Change], None]
-DeriveIdentity = Callable[[str, str, int, str | None], ExportIdentity]  # domain uuid, target, nth, serial
+# domain UUID, host, its disks, identities stored before → what is to be exported
+DeriveExports = Callable[[str, str, Sequence[Disk], Mapping[str, ExportIdentity]], tuple[Export, ...]]
 
 STARTED = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
 STOPPED = frozenset({HostState.FREE, HostState.FAULT})
@@ -49,7 +51,7 @@ class Controller:
     """All hosts and domains of one agent."""
 
     def __init__(
-        self, config: Config, store: Store, parts: Mapping[str, Parts], derive: DeriveIdentity
+        self, config: Config, store: Store, parts: Mapping[str, Parts], derive: DeriveExports
     ) -> None:
         self._config = config
         self._store = store
@@ -58,7 +60,7 @@ class Controller:
         self._walkers: dict[str, Walker] = {}
         self._domains: dict[str, Domain] = {}
         self._active: dict[str, str] = {}  # domain uuid → host it occupies
-        self._last: dict[str, str] = {}  # domain uuid → why it is not running
+        self._last: dict[str, tuple[DomainEvent | None, str]] = {}  # domain uuid → how and why it ended
         self._watchers: list[Watcher] = []
         self._serial = 0
         self._placing = asyncio.Lock()  # placement and definition see one another's results
@@ -124,7 +126,7 @@ class Controller:
         self._active.pop(uuid, None)
         run = record.run
         assert run is not None
-        self._last[uuid] = run.failure or record.reason
+        self._last[uuid] = (run.ending, run.failure or record.reason)
 
     def _emit(
         self,
@@ -176,7 +178,8 @@ class Controller:
         return run.domain
 
     def _idle_status(self, domain: Domain) -> DomainStatus:
-        return DomainStatus(domain, None, None, HostState.FREE, self._last.get(domain.uuid, ""))
+        ended, reason = self._last.get(domain.uuid, (None, ""))
+        return DomainStatus(domain, None, None, HostState.FREE, reason, ended=ended)
 
     def _run_status(self, record: HostRecord) -> DomainStatus:
         run = record.run
@@ -196,6 +199,8 @@ class Controller:
             run.bindings,
             run.exports,
             self._parts[record.name].storage.transport,
+            was_running="power-good" in record.marks,
+            ended=run.ending,
         )
 
     def _walker(self, name: str) -> Walker:
@@ -304,7 +309,7 @@ class Controller:
         state = await reached
         if state is HostState.RUNNING:
             return self.domain(domain.uuid)
-        failure = walker.record.reason if state is HostState.FAULT else self._last.get(domain.uuid, "")
+        failure = walker.record.reason if state is HostState.FAULT else self._last[domain.uuid][1]
         raise NicagentError(
             Kind.UNAVAILABLE, f"domain {domain.name} did not start on {walker.parts.name}: {failure}"
         )
@@ -346,17 +351,10 @@ class Controller:
         bindings = []
         for number, port in enumerate(domain.ports):
             bindings.append(await self._bind(domain, port, parts, number))
-        exports = []
-        for number, disk in enumerate(domain.disks, start=1):
-            identity = await self._store.identity(
-                domain.uuid,
-                disk.target,
-                lambda disk=disk, number=number: self._derive(  # type: ignore[misc]
-                    domain.uuid, disk.target, number, disk.serial
-                ),
-            )
-            exports.append(Export(disk, identity))
-        return Run(domain, await self._store.next_domain_id(), tuple(bindings), tuple(exports))
+        known = await self._store.identities(domain.uuid)
+        exports = self._derive(domain.uuid, parts.name, domain.disks, known)
+        await self._store.put_identities(domain.uuid, exports)
+        return Run(domain, await self._store.next_domain_id(), tuple(bindings), exports)
 
     async def _bind(self, domain: Domain, port: Port, parts: Parts, number: int) -> PortBinding:
         nic = parts.config.nics[number]

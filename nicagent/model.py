@@ -200,6 +200,8 @@ class DomainStatus:
     bindings: tuple[PortBinding, ...] = ()
     exports: tuple[Export, ...] = ()
     transport: Transport | None = None
+    was_running: bool = False  # this run has seen power-good
+    ended: DomainEvent | None = None  # how the last run ended
 
 
 class DomainEvent(StrEnum):

@@ -162,39 +162,36 @@ class Store:
 
     async def initiator(self, host: str, derive: Callable[[], Initiator]) -> Initiator:
         """The host's initiator; derived and stored at the first call."""
-        return await self._once(
-            Initiator,
-            ("SELECT body FROM initiator WHERE host = ?", (host,)),
-            "INSERT INTO initiator VALUES (?, ?)",
-            derive,
-        )
 
-    async def identity(
-        self, domain: str, target: str, derive: Callable[[], ExportIdentity]
-    ) -> ExportIdentity:
-        """The identity of a domain's disk; derived and stored at the first call."""
-        return await self._once(
-            ExportIdentity,
-            ("SELECT body FROM identity WHERE domain = ? AND target = ?", (domain, target)),
-            "INSERT INTO identity VALUES (?, ?, ?)",
-            derive,
-        )
-
-    async def _once(
-        self, kind: type[T], query: tuple[str, tuple[str, ...]], insert: str, derive: Callable[[], T]
-    ) -> T:
-        sql, key = query
-
-        def work(db: sqlite3.Connection) -> T:
-            row = db.execute(sql, key).fetchone()
+        def work(db: sqlite3.Connection) -> Initiator:
+            row = db.execute("SELECT body FROM initiator WHERE host = ?", (host,)).fetchone()
             if row is not None:
-                return msgspec.json.decode(row[0], type=kind)
+                return msgspec.json.decode(row[0], type=Initiator)
             value = derive()
             with db:
-                db.execute(insert, (*key, _json(value)))
+                db.execute("INSERT INTO initiator VALUES (?, ?)", (host, _json(value)))
             return value
 
         return await self._do(work)
+
+    async def identities(self, domain: str) -> dict[str, ExportIdentity]:
+        """The identities of a domain's disks, by target."""
+        rows = await self._do(
+            lambda db: db.execute("SELECT target, body FROM identity WHERE domain = ?", (domain,)).fetchall()
+        )
+        return {target: msgspec.json.decode(body, type=ExportIdentity) for target, body in rows}
+
+    async def put_identities(self, domain: str, exports: Sequence[Export]) -> None:
+        """Keep the identities that a start derived; those that are there already never change."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with db:
+                db.executemany(
+                    "INSERT OR IGNORE INTO identity VALUES (?, ?, ?)",
+                    [(domain, export.disk.target, _json(export.identity)) for export in exports],
+                )
+
+        await self._do(work)
 
     # ---- addresses
 

@@ -1,9 +1,9 @@
 """A host's serial console: one line to the hardware, any number of readers, a kept log.
 
-The line is a tty, or the unix socket of an emulated chassis. It is held by this module alone and opened again
-when it goes away (a USB adapter pulled, the agent quicker than its peer). What comes in goes to the log and to
-every session; a session that does not read loses its oldest bytes, never the others' (bounded memory). What any
-session writes goes out: as at a real console, two people typing see each other.
+The line is a tty, or the unix socket of an emulated chassis. It is held by this module alone and opened
+again when it goes away (a USB adapter pulled, the agent quicker than its peer). What comes in goes to the log
+and to every session; a session that does not read loses its oldest bytes, never the others' (bounded memory).
+What any session writes goes out: as at a real console, two people typing see each other.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SerialConsole:
             self._sessions.remove(session)
 
     async def send(self, data: bytes) -> None:
-        """Put bytes on the line; returning late is the line's own pace. Raises UNAVAILABLE when it is down."""
+        """Put bytes on the line; returning late is the line's own pace. Raises UNAVAILABLE."""
         writer = self._writer
         if writer is None:
             raise NicagentError(

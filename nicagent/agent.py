@@ -1,0 +1,200 @@
+"""Builds the parts from a Config, starts and stops them.
+
+Order: the store (its lock keeps a second agent out), the parts, the controller's memory, the faces, "ready",
+and only then the walking of the hosts: a client is answered within a second of exec, whatever a BMC does. On
+the way out nothing of the data path is touched (promise 2) and no line moves (promise 1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+from nicagent.config import Config, Host
+from nicagent.console.serial import SerialConsole
+from nicagent.controller import Controller
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import Export, Initiator, Transport
+from nicagent.network.contract import NetworkDriver
+from nicagent.northbound.api import ControlFace
+from nicagent.northbound.libvirt import LibvirtFace
+from nicagent.power.build import make_power
+from nicagent.provision.contract import BootChoice, ProvisionLink
+from nicagent.provision.provisioner import Provisioner
+from nicagent.storage import identity
+from nicagent.storage.build import make_storage
+from nicagent.store import Store
+from nicagent.walker import Parts
+
+log = logging.getLogger("nicagent.agent")
+
+
+async def serve(config: Config) -> None:
+    """Run an agent until SIGTERM or SIGINT."""
+    run_dir, state_dir = Path(config.agent.run_dir), Path(config.agent.state_dir)
+    for directory in (run_dir, state_dir):
+        make_private(directory)
+    store = await Store.open(state_dir / "nicagent.db")
+    try:
+        await _serve(config, store, run_dir, state_dir)
+    finally:
+        await store.close()
+
+
+async def _serve(config: Config, store: Store, run_dir: Path, state_dir: Path) -> None:
+    links = provision_links(config)
+    provisioner = Provisioner(run_dir / "provision", Path(config.agent.artefacts)) if links else None
+    network = _make_network(config, run_dir)
+    consoles = _make_consoles(config, state_dir)
+    parts = {}
+    for name, host in config.hosts.items():
+        initiator = await store.initiator(name, functools.partial(identity.initiator, name))
+        boot = (
+            _BootChoices(links[name], host, initiator, provisioner) if provisioner and name in links else None
+        )
+        parts[name] = Parts(
+            name,
+            host,
+            make_power(name, host.power),
+            make_storage(
+                name,
+                host.storage,
+                run_dir=run_dir,
+                state_dir=state_dir,
+                address=host.provision.agent_address.partition("/")[0] if host.provision else None,
+                pools=[Path(pool.path) for pool in config.pools.values()],
+            ),
+            initiator,
+            network,
+            boot.set if boot is not None else None,
+        )
+    controller = Controller(config, store, parts, identity.exports)
+    await controller.load()
+
+    control = ControlFace(controller, consoles)
+    libvirt = LibvirtFace(config, controller, consoles)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        if network is not None:
+            await network.start()
+        if provisioner is not None:
+            await provisioner.start(list(links.values()))
+        await control.start(run_dir / "nicagent.sock")
+        await libvirt.start()
+        _notify("READY=1")
+        log.info("ready: %d hosts, libvirt on %s", len(parts), config.libvirt.socket)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(console.run()) for console in consoles.values()]
+            tasks.append(group.create_task(controller.run()))
+            tasks.append(group.create_task(controller.autostart(_boot_id())))
+            await stop.wait()
+            _notify("STOPPING=1")
+            log.info("stopping; hosts, disks and ports go on")
+            for task in tasks:
+                task.cancel()
+    finally:
+        await libvirt.stop()
+        await control.stop()
+        if provisioner is not None:
+            await provisioner.stop()
+        if network is not None:
+            await network.close()
+        for part in parts.values():
+            await part.storage.close()
+
+
+class _BootChoices:
+    """What a host's firmware finds on its provision link: the boot disk of its run, or nothing."""
+
+    def __init__(
+        self, link: ProvisionLink, host: Host, initiator: Initiator, provisioner: Provisioner
+    ) -> None:
+        self._link = link
+        self._host = host
+        self._initiator = initiator
+        self._provisioner = provisioner
+
+    async def set(self, name: str, export: Export | None) -> None:
+        choice = None
+        if export is not None and self._host.storage.transport is Transport.NVME_TCP:
+            choice = BootChoice(
+                link=self._link,
+                kind="nvme-tcp",
+                nqn=export.identity.nqn,
+                nsid=export.identity.nsid,
+                hostnqn=self._initiator.hostnqn,
+                hostid=self._initiator.hostid,
+                traddr=self._link.agent_address.partition("/")[0],
+                trsvcid=self._host.storage.port,
+            )
+        await self._provisioner.choose(name, choice)
+
+
+def provision_links(config: Config) -> dict[str, ProvisionLink]:
+    """The provision links of the hosts that have one."""
+    return {
+        name: ProvisionLink(
+            host=name,
+            device=host.provision.device,
+            mac=host.provision.mac,
+            agent_address=host.provision.agent_address,
+            host_address=host.provision.host_address,
+        )
+        for name, host in config.hosts.items()
+        if host.provision is not None
+    }
+
+
+def _make_network(config: Config, run_dir: Path) -> NetworkDriver | None:
+    if config.overlay is None or not config.segments:
+        return None
+    from nicagent.network.overlay import OverlayNetwork
+
+    return OverlayNetwork(config.overlay, config.segments, run_dir / "network")
+
+
+def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:
+    return {
+        name: SerialConsole(
+            name,
+            Path(host.console.path),
+            host.console.baud,
+            state_dir / "console" / f"{name}.log",
+            host.console.log_bytes,
+        )
+        for name, host in config.hosts.items()
+        if host.console is not None
+    }
+
+
+def make_private(directory: Path) -> None:
+    """A directory for the agent alone (0711: libvirt's socket inside has rights of its own)."""
+    try:
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as e:
+        raise NicagentError(
+            Kind.UNAVAILABLE,
+            f"cannot make the directory {directory}: {e.strerror}",
+            "set agent.run_dir and agent.state_dir to places that this user may write",
+        ) from None
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)): one datagram to the socket that it names, if it does."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)

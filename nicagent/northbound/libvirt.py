@@ -1,0 +1,300 @@
+"""The libvirt face: the shim's driver interface on top of the controller.
+
+Reading calls answer from two dictionaries that follow the controller's change stream; acting calls become
+intents. Nothing here knows hardware.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import socket
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from hypervisor_shim import domain_xml
+from hypervisor_shim.domain_def import DomainDef
+from hypervisor_shim.driver import (
+    Caller,
+    ConsoleFlags,
+    ConsoleStream,
+    CreateFlags,
+    DestroyFlags,
+    DomainInfo,
+    Driver,
+    EventSink,
+    Impact,
+    LifecycleEvent,
+    MetadataKind,
+    NodeInfo,
+    RebootEvent,
+    ShutdownFlags,
+    UndefineFlags,
+)
+from hypervisor_shim.errors import Code, error, no_domain
+from nicagent.config import Config
+from nicagent.console.serial import SerialConsole
+from nicagent.controller import Controller
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
+from nicagent.northbound import machine_xml
+from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info
+
+log = logging.getLogger("nicagent.libvirt")
+
+CODES: Mapping[Kind, Code] = {
+    Kind.INVALID: Code.INVALID_ARG,
+    Kind.NOT_FOUND: Code.OPERATION_FAILED,
+    Kind.EXISTS: Code.OPERATION_FAILED,
+    Kind.WRONG_STATE: Code.OPERATION_INVALID,
+    Kind.UNSUPPORTED: Code.CONFIG_UNSUPPORTED,
+    Kind.DENIED: Code.ACCESS_DENIED,
+    Kind.UNAVAILABLE: Code.OPERATION_FAILED,
+    Kind.NO_SPACE: Code.OPERATION_FAILED,
+    Kind.INTERNAL: Code.INTERNAL_ERROR,
+}
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Our errors in libvirt's words."""
+    try:
+        yield
+    except NicagentError as e:
+        raise error(CODES[e.kind], str(e)) from None
+
+
+def _cause(caller: Caller, why: str) -> Cause:
+    return Cause(f"{caller.identity} ({caller.peer})", f"libvirt {why}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(xml: str) -> DomainDef:
+    """Definitions in the store were normalised when they came in; parsing them again changes nothing."""
+    return domain_xml.parse_domain(xml)
+
+
+class MetalDriver(Driver):
+    """What libvirt clients see of this agent."""
+
+    def __init__(self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole]) -> None:
+        self._config = config
+        self._controller = controller
+        self._consoles = consoles
+        self._pools = {name: Path(pool.path) for name, pool in config.pools.items()}
+        self._infos: dict[bytes, DomainInfo] = {}
+        self._by_name: dict[str, bytes] = {}
+        self._sinks: list[EventSink] = []
+        self._capabilities = machine_xml.capabilities(config)
+        self._node = machine_xml.node_info(config)
+        for status in controller.domains():
+            self._remember(status)
+        self._unwatch = controller.watch(self._on_change)
+
+    def close(self) -> None:
+        """Stop following the controller."""
+        self._unwatch()
+
+    # ---- following the change stream
+
+    def _on_change(self, change: Change) -> None:
+        status = change.domain
+        if status is None:
+            return
+        if change.event is DomainEvent.UNDEFINED and status.id is None:
+            info = self._forget(status)
+        else:
+            # A stopped transient domain is gone from the controller once it is told so.
+            info = self._remember(status) if self._exists(status) else self._forget(status)
+        if change.event is None:
+            return
+        for sink in list(self._sinks):
+            if change.event is DomainEvent.REBOOT:
+                sink.domain_event(RebootEvent(info))
+            else:
+                kind, detail = EVENTS[change.event]
+                sink.domain_event(LifecycleEvent(info, kind, detail))
+
+    def _exists(self, status: DomainStatus) -> bool:
+        try:
+            self._controller.definition(status.domain.uuid)
+        except NicagentError:
+            return False
+        return True
+
+    def _remember(self, status: DomainStatus) -> DomainInfo:
+        info = to_info(status, updated=self._updated(status))
+        self._infos[info.uuid] = info
+        self._by_name[info.name] = info.uuid
+        return info
+
+    def _updated(self, status: DomainStatus) -> bool:
+        if status.id is None or not status.domain.persistent:
+            return False
+        return self._controller.definition(status.domain.uuid).xml != status.domain.xml
+
+    def _forget(self, status: DomainStatus) -> DomainInfo:
+        info = to_info(status)
+        self._infos.pop(info.uuid, None)
+        self._by_name.pop(info.name, None)
+        return info
+
+    # ---- reading
+
+    def hostname(self) -> str:
+        return socket.gethostname()
+
+    def uri(self) -> str:
+        return "nic:///system"
+
+    def capabilities(self) -> str:
+        return self._capabilities
+
+    def node_info(self) -> NodeInfo:
+        return self._node
+
+    def domain_capabilities(
+        self, emulator: str | None, arch: str | None, machine: str | None, virt_type: str | None
+    ) -> str:
+        return machine_xml.domain_capabilities(self._config)
+
+    def domains(self) -> Iterable[DomainInfo]:
+        return self._infos.values()
+
+    def domain(self, uuid: bytes) -> DomainInfo | None:
+        return self._infos.get(uuid)
+
+    def domain_by_name(self, name: str) -> DomainInfo | None:
+        found = self._by_name.get(name)
+        return None if found is None else self._infos[found]
+
+    def domain_by_id(self, id: int) -> DomainInfo | None:
+        return next((info for info in self._infos.values() if info.id == id and id >= 0), None)
+
+    def domain_xml(self, uuid: bytes, *, inactive: bool, secure: bool) -> str:
+        status, persistent = self._status(uuid), self._definition(uuid)
+        if status.id is None or self._infos[uuid].id < 0 or (inactive and status.domain.persistent):
+            return domain_xml.format_domain(_parsed(persistent.xml), secure=secure)
+        live = None if inactive else live_part(status)
+        return domain_xml.format_domain(_parsed(status.domain.xml), live, secure=secure)
+
+    def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
+        return domain_xml.get_metadata(_parsed(self._definition(uuid).xml), kind, uri)
+
+    def messages(self, uuid: bytes) -> list[str]:
+        status = self._status(uuid)
+        if status.host is not None:
+            return [f"on host {status.host}: {status.state.value}: {status.reason}"]
+        return [f"last run: {status.reason}"] if status.reason else []
+
+    def _status(self, uuid: bytes) -> DomainStatus:
+        try:
+            return self._controller.domain(_text(uuid))
+        except NicagentError:
+            raise no_domain(uuid) from None
+
+    def _definition(self, uuid: bytes) -> Domain:
+        try:
+            return self._controller.definition(_text(uuid))
+        except NicagentError:
+            raise no_domain(uuid) from None
+
+    # ---- acting
+
+    async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
+        with _translated():
+            domain = to_domain(definition, self._pools)
+            await self._controller.define(domain, _cause(caller, "define"))
+        return self._infos[definition.uuid]
+
+    async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
+        await self._act(uuid, self._controller.undefine, _cause(caller, "undefine"))
+
+    async def create(self, caller: Caller, uuid: bytes, flags: CreateFlags) -> DomainInfo:
+        _refuse_paused(flags)
+        self._definition(uuid)
+        with _translated():
+            await self._controller.start(_text(uuid), _cause(caller, "start"))
+        return self._infos[uuid]
+
+    async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
+        _refuse_paused(flags)
+        with _translated():
+            domain = to_domain(definition, self._pools)
+            await self._controller.create(domain, _cause(caller, "create"))
+        return self._infos[definition.uuid]
+
+    async def destroy(self, caller: Caller, uuid: bytes, flags: DestroyFlags) -> None:
+        await self._act(uuid, self._controller.destroy, _cause(caller, "destroy"))
+
+    async def shutdown(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
+        _only_acpi(flags, "shutdown")
+        await self._act(uuid, self._controller.shutdown, _cause(caller, "shutdown"))
+
+    async def reboot(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
+        """The metal has one way to restart an OS without its help: the reset line."""
+        _only_acpi(flags, "reboot")
+        await self._act(uuid, self._controller.reset, _cause(caller, "reboot"))
+
+    async def reset(self, caller: Caller, uuid: bytes) -> None:
+        await self._act(uuid, self._controller.reset, _cause(caller, "reset"))
+
+    async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
+        self._definition(uuid)
+        with _translated():
+            await self._controller.set_autostart(_text(uuid), autostart, _cause(caller, "autostart"))
+        self._remember(self._status(uuid))
+
+    async def set_metadata(
+        self,
+        caller: Caller,
+        uuid: bytes,
+        kind: MetadataKind,
+        text: str | None,
+        key: str | None,
+        uri: str | None,
+        impact: Impact,
+    ) -> None:
+        changed = domain_xml.set_metadata(_parsed(self._definition(uuid).xml), kind, text, key, uri)
+        with _translated():
+            await self._controller.define(to_domain(changed, self._pools), _cause(caller, "metadata"))
+
+    async def open_console(
+        self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
+    ) -> ConsoleStream:
+        status = self._status(uuid)
+        if self._infos[uuid].id < 0 or status.host is None:
+            raise error(Code.OPERATION_INVALID, "domain is not running")
+        console = self._consoles.get(status.host)
+        if console is None:
+            raise error(Code.OPERATION_UNSUPPORTED, f"host {status.host} has no console wired")
+        log.info("console of %s opened by %s", status.domain.name, caller.peer)
+        return console.attach(force=bool(flags & ConsoleFlags.FORCE))
+
+    async def _act(self, uuid: bytes, act: Callable[[str, Cause], Awaitable[None]], cause: Cause) -> None:
+        self._definition(uuid)  # an unknown UUID has a code of its own
+        with _translated():
+            await act(_text(uuid), cause)
+
+    # ---- events
+
+    def subscribe(self, sink: EventSink) -> Callable[[], None]:
+        self._sinks.append(sink)
+        return lambda: self._sinks.remove(sink)
+
+
+def _text(raw: bytes) -> str:
+    return str(uuid.UUID(bytes=raw))
+
+
+def _refuse_paused(flags: CreateFlags) -> None:
+    if flags & CreateFlags.PAUSED:
+        raise error(Code.ARGUMENT_UNSUPPORTED, "a physical server cannot start paused")
+
+
+def _only_acpi(flags: ShutdownFlags, what: str) -> None:
+    """Metal has the ACPI power button; asking for another way only is refused, not silently replaced."""
+    if flags and not flags & ShutdownFlags.ACPI_POWER_BTN:
+        raise error(Code.ARGUMENT_UNSUPPORTED, f"{what} of a physical server works by its power button only")

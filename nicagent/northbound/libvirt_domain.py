@@ -1,0 +1,208 @@
+"""Between libvirt's words for a domain and ours: pure functions."""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from hypervisor_shim import domain_def, domain_xml
+from hypervisor_shim.domain_def import DomainDef
+from hypervisor_shim.driver import (
+    DomainInfo,
+    Lifecycle,
+    ShutdownDetail,
+    ShutdownReason,
+    ShutoffReason,
+    StartedDetail,
+    State,
+    StoppedDetail,
+)
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Port, VolumeFormat
+
+# One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
+#   <nic:domain xmlns:nic="urn:nicagent:domain:1"><nic:host>metal-1</nic:host></nic:domain>
+WISHES = "urn:nicagent:domain:1"
+# And one of this namespace in the live document says what was made of them.
+FACTS = "urn:nicagent:run:1"
+
+RUNNING_BOOTED = 1
+
+# The filter parameter by which libvirt's users name the address that a port may use (nwfilter's variable IP).
+IP_PARAMETER = "IP"
+
+
+def to_domain(definition: DomainDef, pools: Mapping[str, Path]) -> Domain:
+    """What the controller needs of a definition. Raises INVALID or UNSUPPORTED naming the element."""
+    return Domain(
+        uuid=str(uuid.UUID(bytes=definition.uuid)),
+        name=definition.name,
+        xml=domain_xml.format_domain(definition, secure=True),
+        memory_kib=definition.max_mem_kib,
+        vcpus=definition.max_vcpus,
+        disks=tuple(_disk(disk, definition, pools) for disk in definition.disks),
+        ports=tuple(_port(number, each) for number, each in enumerate(definition.interfaces)),
+        host=_pinned_host(definition),
+    )
+
+
+def _disk(disk: domain_def.Disk, definition: DomainDef, pools: Mapping[str, Path]) -> Disk:
+    where = f"disk {disk.target}"
+    if disk.device not in ("disk", "cdrom"):
+        raise NicagentError(Kind.UNSUPPORTED, f"{where}: device '{disk.device}' has no place on metal")
+    if disk.type in ("file", "block") and disk.path:
+        path = disk.path
+    elif disk.type == "volume" and disk.pool and disk.volume:
+        path = str(_volume(where, disk.pool, disk.volume, pools))
+    else:
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"{where}: type '{disk.type}' without a file, block device or volume cannot be exported",
+            "use <source file=…>, <source dev=…> or <source pool=… volume=…>",
+        )
+    try:
+        volume_format = VolumeFormat(disk.format or "raw")
+    except ValueError:
+        raise NicagentError(
+            Kind.UNSUPPORTED, f"{where}: format '{disk.format}' is not known here", "use raw or qcow2"
+        ) from None
+    return Disk(
+        target=disk.target,
+        path=path,
+        format=volume_format,
+        readonly=disk.readonly or disk.device == "cdrom",
+        serial=disk.serial,
+        boot_order=disk.boot_order,
+        wanted_bus=disk.bus,
+    )
+
+
+def _volume(where: str, pool: str, volume: str, pools: Mapping[str, Path]) -> Path:
+    directory = pools.get(pool)
+    if directory is None:
+        known = ", ".join(pools) or "none"
+        raise NicagentError(Kind.NOT_FOUND, f"{where}: no pool is called '{pool}'", f"known: {known}")
+    if "/" in volume or volume in ("", ".", ".."):
+        raise NicagentError(Kind.INVALID, f"{where}: '{volume}' is no name of a volume", "give its bare name")
+    return directory / volume
+
+
+def _port(number: int, interface: domain_def.Interface) -> Port:
+    name = f"port{number}"
+    if interface.type != "network" or not interface.source:
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"interface {number}: type '{interface.type}' names no segment",
+            "use <interface type='network'><source network='SEGMENT'/>",
+        )
+    address = None
+    if interface.filter is not None:
+        addresses = interface.filter.parameters.get(IP_PARAMETER, [])
+        if len(addresses) > 1:
+            raise NicagentError(Kind.UNSUPPORTED, f"interface {number}: more than one {IP_PARAMETER}")
+        address = addresses[0] if addresses else None
+    if address is not None:
+        try:
+            ipaddress.IPv4Address(address)
+        except ValueError:
+            raise NicagentError(
+                Kind.INVALID, f"interface {number}: {IP_PARAMETER} '{address}' is no IPv4 address"
+            ) from None
+    return Port(name, interface.source, interface.mac, address, interface.boot_order)
+
+
+def _pinned_host(definition: DomainDef) -> str | None:
+    wishes = definition.metadata.get(WISHES)
+    if wishes is None:
+        return None
+    host = wishes.findtext(f"{{{WISHES}}}host")
+    return host.strip() if host else None
+
+
+def live_part(status: DomainStatus) -> domain_xml.Live:
+    """What the live document adds to the definition."""
+    assert status.id is not None
+    facts = f"<run:run xmlns:run={quoteattr(FACTS)} host={quoteattr(status.host or '')}"
+    if status.transport is not None:
+        facts += f" transport={quoteattr(status.transport.value)}"
+    facts += ">"
+    for export in status.exports:
+        facts += (
+            f"<run:disk target={quoteattr(export.disk.target)} uuid={quoteattr(export.identity.uuid)}"
+            f" nqn={quoteattr(export.identity.nqn)} nsid='{export.identity.nsid}'/>"
+        )
+    for binding in status.bindings:
+        facts += (
+            f"<run:port segment={quoteattr(binding.port.segment)} mac={quoteattr(binding.mac)}"
+            f" ipv4={quoteattr(binding.ipv4)}/>"
+        )
+    facts += "</run:run>"
+    return domain_xml.Live(
+        id=status.id,
+        targets={binding.mac: binding.device for binding in status.bindings},
+        metadata=(facts,),
+    )
+
+
+def to_info(status: DomainStatus, *, updated: bool = False) -> DomainInfo:
+    """A domain as libvirt's short answers tell it."""
+    state, reason = _state(status)
+    active = state not in (State.SHUTOFF,)
+    domain = status.domain
+    return DomainInfo(
+        uuid=uuid.UUID(domain.uuid).bytes,
+        name=domain.name,
+        id=status.id if active and status.id is not None else -1,
+        state=state,
+        reason=reason,
+        max_mem_kib=domain.memory_kib,
+        mem_kib=domain.memory_kib,
+        vcpus=domain.vcpus,
+        max_vcpus=domain.vcpus,
+        persistent=domain.persistent,
+        autostart=domain.autostart,
+        updated=updated,
+    )
+
+
+_ACTIVE: Mapping[HostState, tuple[State, int]] = {
+    HostState.RUNNING: (State.RUNNING, RUNNING_BOOTED),
+    HostState.STOPPING: (State.SHUTDOWN, ShutdownReason.USER),
+    HostState.CLEANING: (State.SHUTDOWN, ShutdownReason.USER),
+    HostState.UNKNOWN: (State.NOSTATE, 0),
+    HostState.FAULT: (State.CRASHED, 0),
+}
+
+_ENDED: Mapping[DomainEvent | None, ShutoffReason] = {
+    DomainEvent.STOPPED: ShutoffReason.SHUTDOWN,
+    DomainEvent.DESTROYED: ShutoffReason.DESTROYED,
+    DomainEvent.CRASHED: ShutoffReason.CRASHED,
+    DomainEvent.FAILED: ShutoffReason.FAILED,
+    None: ShutoffReason.UNKNOWN,
+}
+
+
+def _state(status: DomainStatus) -> tuple[State, int]:
+    """A domain that is being started is off to libvirt until power-good: its id comes with the start."""
+    if status.id is None or (
+        status.state in (HostState.PREPARING, HostState.POWERING_ON) and not status.was_running
+    ):
+        return State.SHUTOFF, _ENDED.get(status.ended, ShutoffReason.UNKNOWN)
+    return _ACTIVE.get(status.state, (State.RUNNING, RUNNING_BOOTED))
+
+
+# Our event → libvirt's lifecycle event and detail.
+EVENTS: Mapping[DomainEvent, tuple[Lifecycle, int]] = {
+    DomainEvent.DEFINED: (Lifecycle.DEFINED, 0),
+    DomainEvent.UPDATED: (Lifecycle.DEFINED, 1),
+    DomainEvent.UNDEFINED: (Lifecycle.UNDEFINED, 0),
+    DomainEvent.STARTED: (Lifecycle.STARTED, StartedDetail.BOOTED),
+    DomainEvent.SHUTDOWN: (Lifecycle.SHUTDOWN, ShutdownDetail.FINISHED),
+    DomainEvent.STOPPED: (Lifecycle.STOPPED, StoppedDetail.SHUTDOWN),
+    DomainEvent.DESTROYED: (Lifecycle.STOPPED, StoppedDetail.DESTROYED),
+    DomainEvent.CRASHED: (Lifecycle.STOPPED, StoppedDetail.CRASHED),
+    DomainEvent.FAILED: (Lifecycle.STOPPED, StoppedDetail.FAILED),
+}

@@ -1,0 +1,122 @@
+"""The machines behind this agent in libvirt's capability documents and node info: pure functions."""
+
+from __future__ import annotations
+
+import uuid
+from xml.sax.saxutils import escape
+
+from hypervisor_shim.driver import NodeInfo
+from nicagent.config import Config
+
+# A name space of our own, so that the same agent always shows the same host UUID.
+_NAMESPACE = uuid.UUID("8f1f5a4e-6a53-5d0b-8f0e-0d4d2f6a1c55")
+
+
+def node_info(config: Config) -> NodeInfo:
+    """All hosts taken together: what a scheduler may fill. Memory in KiB."""
+    cpus = sum(host.cpus for host in config.hosts.values())
+    first = next(iter(config.hosts.values()))
+    return NodeInfo(
+        model=first.cpu_model[:31],
+        memory_kib=sum(host.memory_mib for host in config.hosts.values()) * 1024,
+        cpus=cpus,
+        nodes=1,
+        sockets=1,
+        cores=cpus,
+        threads=1,
+    )
+
+
+def capabilities(config: Config) -> str:
+    """`<capabilities>`: one guest type, hvm, of the hosts' architecture."""
+    info = node_info(config)
+    arch = escape(next(iter(config.hosts.values())).arch)
+    ident = uuid.uuid5(_NAMESPACE, config.agent.name)
+    return f"""<capabilities>
+
+  <host>
+    <uuid>{ident}</uuid>
+    <cpu>
+      <arch>{arch}</arch>
+      <model>{escape(info.model)}</model>
+      <topology sockets='1' dies='1' cores='{info.cores}' threads='1'/>
+    </cpu>
+    <power_management/>
+    <topology>
+      <cells num='1'>
+        <cell id='0'>
+          <memory unit='KiB'>{info.memory_kib}</memory>
+          <cpus num='{info.cpus}'>
+{_cpus(info.cpus)}
+          </cpus>
+        </cell>
+      </cells>
+    </topology>
+  </host>
+
+  <guest>
+    <os_type>hvm</os_type>
+    <arch name='{arch}'>
+      <wordsize>64</wordsize>
+      <machine maxCpus='{info.cpus}'>metal</machine>
+      <domain type='qemu'/>
+      <domain type='kvm'/>
+    </arch>
+    <features>
+      <acpi default='on' toggle='no'/>
+      <disksnapshot default='off' toggle='no'/>
+    </features>
+  </guest>
+
+</capabilities>
+"""
+
+
+def _cpus(count: int) -> str:
+    row = "            <cpu id='{0}' socket_id='0' die_id='0' core_id='{0}' siblings='{0}'/>"
+    return "\n".join(row.format(number) for number in range(count))
+
+
+def domain_capabilities(config: Config) -> str:
+    """`<domainCapabilities>`: what a definition may ask of this metal."""
+    first = next(iter(config.hosts.values()))
+    most = max(host.cpus for host in config.hosts.values())
+    return f"""<domainCapabilities>
+  <path>/usr/bin/nicagent</path>
+  <domain>kvm</domain>
+  <machine>metal</machine>
+  <arch>{escape(first.arch)}</arch>
+  <vcpu max='{most}'/>
+  <os supported='yes'>
+    <enum name='firmware'>
+      <value>efi</value>
+    </enum>
+  </os>
+  <cpu>
+    <mode name='host-passthrough' supported='yes'/>
+    <mode name='host-model' supported='no'/>
+    <mode name='custom' supported='no'/>
+  </cpu>
+  <devices>
+    <disk supported='yes'>
+      <enum name='diskDevice'>
+        <value>disk</value>
+        <value>cdrom</value>
+      </enum>
+      <enum name='bus'>
+        <value>virtio</value>
+        <value>sata</value>
+        <value>scsi</value>
+      </enum>
+    </disk>
+    <graphics supported='no'/>
+    <hostdev supported='no'/>
+  </devices>
+  <features>
+    <gic supported='no'/>
+    <vmcoreinfo supported='no'/>
+    <genid supported='no'/>
+    <sev supported='no'/>
+  </features>
+</domainCapabilities>
+"""
