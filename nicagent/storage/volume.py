@@ -88,11 +88,10 @@ def _open_regular(path: Path) -> BinaryIO:
         raise NicagentError(Kind.DENIED, f"the agent may not read {path}", "mend its permissions") from None
     except OSError as e:
         raise NicagentError(Kind.NOT_FOUND, f"cannot open {path}: {e.strerror}", "mend the path") from None
-    file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise NicagentError(Kind.INVALID, f"{path} is not a regular file", "a pool's volumes are files")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _read(file: BinaryIO, path: Path, format: VolumeFormat) -> tuple[Layer, tuple[Path, VolumeFormat] | None]:
