@@ -1,0 +1,1 @@
+"""The emulated servers' operating system: an ordinary Debian cloud image. See README.md beside this file."""
