@@ -1,0 +1,136 @@
+"""The declarative contract of a target: which subsystems, for which hosts, backed by what.
+
+Identity (NQN, serial, NSID, UUID, NGUID, EUI-64) is given here and never invented: the same file always shows
+the same disks. The shape says nothing of how the target is built, so the kernel's nvmet can be driven by it too.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid as uuidlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.storage.nvmetcp.spec import DISCOVERY_NQN, NQN_MAX
+
+FILE_MAX = 4 << 20  # bytes of a configuration file
+NN = 1024  # highest NSID
+SUN_PATH_MAX = 107  # bytes (unix(7))
+_NQN = re.compile(r"nqn\.[0-9]{4}-[0-9]{2}\.[^\s\x00]+")
+_ASCII = re.compile(r"[\x20-\x7e]+")
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Listen(_Strict, frozen=True):
+    """A TCP address. With `discovery` it serves the discovery subsystem only (port 8009 by custom)."""
+
+    host: str
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 4420
+    discovery: bool = False
+
+
+class FileBackend(_Strict, frozen=True, tag_field="type", tag="file"):
+    """A raw file or block device."""
+
+    path: str
+
+
+class NbdBackend(_Strict, frozen=True, tag_field="type", tag="nbd"):
+    """An NBD export behind a unix socket, such as qemu-storage-daemon's.
+
+    `hold` bounds in seconds how long requests wait while the server is away.
+    """
+
+    path: str
+    export: str
+    hold: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 120.0
+
+
+class Namespace(_Strict, frozen=True):
+    """One disk. `nguid` and `eui64` are hex of 16 and 8 bytes; empty means none."""
+
+    nsid: Annotated[int, msgspec.Meta(ge=1, le=NN)]
+    uuid: uuidlib.UUID
+    backend: FileBackend | NbdBackend
+    nguid: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{32})?$")] = ""
+    eui64: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{16})?$")] = ""
+    readonly: bool = False
+    block_size: Annotated[int, msgspec.Meta(ge=512, le=4096)] = 512  # bytes: 512 or 4096
+
+
+class Subsystem(_Strict, frozen=True):
+    """A subsystem and the host NQNs that may connect; nobody else can, and an empty list means nobody."""
+
+    nqn: str
+    serial: str
+    hosts: tuple[str, ...]
+    namespaces: tuple[Namespace, ...] = ()
+    model: str = "nicagent"
+
+
+class TargetConfig(_Strict, frozen=True):
+    """The whole file."""
+
+    listen: tuple[Listen, ...]
+    control: str
+    subsystems: tuple[Subsystem, ...] = ()
+
+
+def load(path: Path) -> TargetConfig:
+    """Reads and checks a configuration file. Raises NicagentError (INVALID, NOT_FOUND) with the place of the error."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(FILE_MAX + 1)
+    except OSError as error:
+        raise NicagentError(
+            Kind.NOT_FOUND, f"cannot read {path}: {error.strerror}", "check the path given with --config"
+        ) from None
+    if len(raw) > FILE_MAX:
+        raise NicagentError(Kind.INVALID, f"{path} is larger than {FILE_MAX} bytes")
+    try:
+        config = msgspec.json.decode(raw, type=TargetConfig)
+    except msgspec.DecodeError as error:
+        raise NicagentError(Kind.INVALID, f"{path}: {error}", "correct the file") from None
+    problem = next(_problems(config), None)
+    if problem is not None:
+        raise NicagentError(Kind.INVALID, f"{path}: {problem}", "correct the file")
+    return config
+
+
+def _problems(config: TargetConfig) -> Iterator[str]:
+    """What the types cannot say."""
+    if not config.listen:
+        yield "listen: names no address"
+    if len(config.control.encode()) > SUN_PATH_MAX:
+        yield f"control: a unix socket's path has at most {SUN_PATH_MAX} bytes"
+    yield from _repeated("listen", [f"{where.host}:{where.port}" for where in config.listen if where.port])
+    yield from _repeated("subsystems: nqn", [subsystem.nqn for subsystem in config.subsystems])
+    for subsystem in config.subsystems:
+        at = f"subsystem {subsystem.nqn}"
+        if subsystem.nqn == DISCOVERY_NQN:
+            yield f"{at}: is the discovery subsystem, which is always there"
+        for nqn in (subsystem.nqn, *subsystem.hosts):
+            if not _NQN.fullmatch(nqn) or len(nqn.encode()) > NQN_MAX:
+                yield f"{at}: {nqn!r} is no NQN (nqn.yyyy-mm.domain:name, at most {NQN_MAX} bytes)"
+        for name, value, limit in (("serial", subsystem.serial, 20), ("model", subsystem.model, 40)):
+            if not _ASCII.fullmatch(value) or len(value) > limit:
+                yield f"{at}: {name} must be 1 to {limit} printable ASCII characters"
+        yield from _repeated(f"{at}: nsid", [str(namespace.nsid) for namespace in subsystem.namespaces])
+        yield from _repeated(f"{at}: uuid", [str(namespace.uuid) for namespace in subsystem.namespaces])
+        for namespace in subsystem.namespaces:
+            if namespace.block_size not in (512, 4096):
+                yield f"{at}: namespace {namespace.nsid}: block_size is 512 or 4096"
+
+
+def _repeated(what: str, values: list[str]) -> Iterator[str]:
+    for value, count in Counter(values).items():
+        if count > 1:
+            yield f"{what} {value} is given {count} times"

@@ -1,0 +1,121 @@
+"""Identify data structures (base 1.4, section 5.15; NVMe-oF 1.1, section 4): bytes from what a controller is."""
+
+from __future__ import annotations
+
+from struct import pack, pack_into
+from typing import TYPE_CHECKING
+
+from nicagent.storage.nvmetcp import fabrics
+from nicagent.storage.nvmetcp.config import NN
+from nicagent.storage.nvmetcp.pdu import Sqe
+from nicagent.storage.nvmetcp.spec import DISCOVERY_NQN, DNR, NSID_ALL, NvmeError, Status
+
+if TYPE_CHECKING:
+    from nicagent.storage.nvmetcp.controller import Controller
+    from nicagent.storage.nvmetcp.subsystem import Namespace
+
+SIZE = 4096  # bytes of every structure here
+MDTS = 8  # 2**8 pages of 4 KiB: 1 MiB, which is queue.TRANSFER_MAX
+FIRMWARE = "1"  # never the package version: what a host sees must not change with an upgrade
+CMIC = 0x3  # several ports, several controllers: a host may come back before its old association is gone
+KAS = 10  # keep alive granularity: 1 s in units of 100 ms
+MAX_NAME = 256  # bytes of SUBNQN
+
+CTRATT = 0x41  # 128-bit host identifier, traffic based keep alive
+ONCS = 0x0C  # Write Zeroes, Dataset Management
+VWC = 0x07  # a volatile write cache; Flush takes NSID FFFFFFFFh
+SGLS = 0x1 | 1 << 20  # SGLs without alignment; data block offsets into the capsule
+
+CNS_NAMESPACE, CNS_CONTROLLER, CNS_ACTIVE, CNS_DESCRIPTORS = 0x00, 0x01, 0x02, 0x03
+CNS_CSI_NAMESPACE, CNS_CSI_CONTROLLER = 0x05, 0x06
+
+
+def identify(controller: Controller, sqe: Sqe) -> bytes:
+    """The structure that CDW10.CNS names. Raises NvmeError for one we have not."""
+    cns = sqe.cdw10 & 0xFF
+    if cns == CNS_CONTROLLER:
+        return identify_controller(controller)
+    subsystem = controller.subsystem
+    if subsystem is None:
+        raise NvmeError(Status.INVALID_FIELD | DNR)
+    if cns == CNS_ACTIVE:
+        if sqe.nsid >= NSID_ALL - 1:
+            raise NvmeError(Status.INVALID_NAMESPACE | DNR)
+        active = sorted(nsid for nsid in subsystem.namespaces if nsid > sqe.nsid)[: SIZE // 4]
+        return pack(f"<{len(active)}I", *active).ljust(SIZE, b"\0")
+    if cns in (CNS_CSI_NAMESPACE, CNS_CSI_CONTROLLER):
+        # The NVM command set's own structures. Zero means "no limit of its own" in every field.
+        if sqe.cdw11 >> 24 != 0:
+            raise NvmeError(Status.INVALID_FIELD | DNR)
+        if cns == CNS_CSI_NAMESPACE and sqe.nsid not in subsystem.namespaces:
+            raise NvmeError(Status.INVALID_NAMESPACE | DNR)
+        return bytes(SIZE)
+    if cns in (CNS_NAMESPACE, CNS_DESCRIPTORS):
+        if not 1 <= sqe.nsid <= NN:
+            raise NvmeError(Status.INVALID_NAMESPACE | DNR)
+        namespace = subsystem.namespaces.get(sqe.nsid)
+        if cns == CNS_NAMESPACE:
+            return bytes(SIZE) if namespace is None else identify_namespace(namespace)
+        if namespace is None:
+            raise NvmeError(Status.INVALID_NAMESPACE | DNR)
+        return descriptors(namespace)
+    raise NvmeError(Status.INVALID_FIELD | DNR)
+
+
+def identify_controller(controller: Controller) -> bytes:
+    """CNS 01h (figure 251)."""
+    target, subsystem = controller.target, controller.subsystem
+    page = bytearray(SIZE)
+    serial, model = (
+        ("", "nicagent") if subsystem is None else (subsystem.config.serial, subsystem.config.model)
+    )
+    page[4:24] = serial.encode("ascii").ljust(20)
+    page[24:64] = model.encode("ascii").ljust(40)
+    page[64:72] = FIRMWARE.encode("ascii").ljust(8)
+    page[76] = CMIC
+    page[77] = MDTS
+    oaes = 1 << 31 if subsystem is None else 1 << 8
+    pack_into("<HIII", page, 78, controller.cntlid, fabrics.VERSION, 0, 0)
+    pack_into("<II", page, 92, oaes, CTRATT)
+    page[111] = 2 if subsystem is None else 1  # CNTRLTYPE
+    page[258] = 3  # ACL
+    page[259] = 3  # AERL
+    page[260] = 0x03  # FRMW: one slot, read only
+    page[261] = 0x04 if subsystem is None else 0x06  # LPA: extended data; commands supported page
+    pack_into("<H", page, 320, KAS)
+    page[512], page[513] = 0x66, 0x44  # SQES, CQES
+    pack_into("<H", page, 514, target.queue_entries)  # MAXCMD
+    if subsystem is not None:
+        pack_into("<IH", page, 516, NN, ONCS)
+        page[525] = VWC
+        pack_into("<I", page, 540, NN)  # MNAN
+    pack_into("<I", page, 536, SGLS)
+    name = DISCOVERY_NQN if subsystem is None else subsystem.nqn
+    page[768 : 768 + MAX_NAME] = name.encode().ljust(MAX_NAME, b"\0")
+    capsule = 64 if subsystem is None else 64 + target.in_capsule
+    pack_into("<IIHBB", page, 1792, capsule // 16, 1, 0, 0, 1)  # IOCCSZ, IORCSZ, ICDOFF, FCATT, MSDBD
+    return bytes(page)
+
+
+def identify_namespace(namespace: Namespace) -> bytes:
+    """CNS 00h (figure 249)."""
+    page = bytearray(SIZE)
+    pack_into("<QQQ", page, 0, namespace.blocks, namespace.blocks, namespace.blocks)
+    page[24] = 0x10  # NSFEAT: NPWG … NOWS below are meant
+    page[30] = 0x01  # NMIC: may be attached to several controllers
+    page[33] = 0x09 if namespace.backend.discard_reads_zero else 0x08  # DLFEAT
+    granule = (4096 >> namespace.shift) - 1  # page cache and qcow2 sub-clusters alike: 4 KiB
+    pack_into("<HHHHH", page, 64, granule, granule, granule, granule, granule)
+    page[99] = 0x01 if namespace.readonly else 0  # NSATTR: write protected
+    page[104:120] = bytes.fromhex(namespace.config.nguid).rjust(16, b"\0")
+    page[120:128] = bytes.fromhex(namespace.config.eui64).rjust(8, b"\0")
+    page[130] = namespace.shift  # LBAF 0: LBADS
+    return bytes(page)
+
+
+def descriptors(namespace: Namespace) -> bytes:
+    """CNS 03h: EUI-64, NGUID and UUID, as far as they were given (figure 253)."""
+    identity = namespace.config
+    given = ((1, bytes.fromhex(identity.eui64)), (2, bytes.fromhex(identity.nguid)), (3, identity.uuid.bytes))
+    listed = b"".join(pack("<BBxx", kind, len(value)) + value for kind, value in given if value)
+    return listed.ljust(SIZE, b"\0")

@@ -1,0 +1,86 @@
+"""A subsystem and its namespaces: identity as configured, counters, and the disk behind each NSID."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from nicagent.storage.nvmetcp import config
+from nicagent.storage.nvmetcp.backend import Backend
+from nicagent.storage.nvmetcp.backend_file import FileBackend
+from nicagent.storage.nvmetcp.backend_nbd import NbdBackend
+
+
+def make_backend(namespace: config.Namespace) -> Backend:
+    """The back end a namespace names, not yet open."""
+    match namespace.backend:
+        case config.FileBackend(path=path):
+            return FileBackend(path, readonly=namespace.readonly, block_size=namespace.block_size)
+        case config.NbdBackend(path=path, export=export, hold=hold):
+            return NbdBackend(
+                path, export, readonly=namespace.readonly, block_size=namespace.block_size, hold=hold
+            )
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since this process started. Times are unix seconds, 0 for never."""
+
+    read_ops: int = 0
+    read_bytes: int = 0
+    write_ops: int = 0
+    write_bytes: int = 0
+    flush_ops: int = 0
+    write_zeroes_ops: int = 0
+    discard_ops: int = 0
+    errors: int = 0
+    first_read_time: float = 0.0
+
+    def read(self, length: int) -> None:
+        """Counts one read command."""
+        if not self.read_ops:
+            self.first_read_time = time.time()
+        self.read_ops += 1
+        self.read_bytes += length
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A disk under its NSID."""
+
+    config: config.Namespace
+    backend: Backend
+    counters: Counters = field(default_factory=Counters)
+    shift: int = 9  # log2 of the block size
+    readonly: bool = False
+
+    def __post_init__(self) -> None:
+        self.shift = self.config.block_size.bit_length() - 1
+        self.readonly = self.config.readonly
+
+    @property
+    def nsid(self) -> int:
+        """The NSID."""
+        return self.config.nsid
+
+    @property
+    def blocks(self) -> int:
+        """Size in logical blocks."""
+        return self.backend.size >> self.shift
+
+
+@dataclass(slots=True)
+class Subsystem:
+    """An NVM subsystem: who may connect, and the namespaces by NSID."""
+
+    config: config.Subsystem
+    namespaces: dict[int, Namespace]
+
+    @property
+    def nqn(self) -> str:
+        """The subsystem NQN."""
+        return self.config.nqn
+
+    def allows(self, hostnqn: str) -> bool:
+        """Whether this host may connect."""
+        return hostnqn in self.config.hosts
