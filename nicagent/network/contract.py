@@ -19,6 +19,11 @@ from collections.abc import Sequence
 
 from nicagent.model import PortBinding, PortStatus
 
+# The address of the agent's DHCP responder on every segment of every agent. Link-local (RFC 3927 §2), so
+# that it takes none of the tenant's addresses; the same everywhere, so that a host keeps it when it moves to
+# another agent; and therefore never seen on an overlay. 169.254.169.254 is left to the metadata service.
+RESPONDER = "169.254.169.253"
+
 
 class NetworkDriver(abc.ABC):
     """The overlay side of one agent: all its segments, and the ports of all its hosts."""

@@ -1,0 +1,302 @@
+"""The guard at every port: who a host may say it is, and what it may reach. One nftables table of our own.
+
+`table bridge nicagent` is a constant set of rules over four sets; opening or closing a port changes only the
+sets' elements, in one transaction, so the counters of other ports' drops survive. What the rules say:
+
+- From a port pass only frames with its MAC: ARP whose sender is its MAC and its IPv4 address (or the
+  address probe of RFC 5227 §1.1, whose sender address is 0.0.0.0), and IPv4 from that address. Nothing else:
+  no IPv6 (a port has no IPv6 address, and without one there is no router advertisement either), no VLAN tags,
+  no unknown EtherTypes, nothing that a DHCP server sends.
+- DHCP never crosses a bridge. A client's request goes to the agent and to nobody else; what the agent
+  answers goes to a port and never into a tunnel. The responder's address is the same on every agent, so
+  ARP and IPv4 that name it stay on this side of every tunnel as well.
+- The agent's own stack hears from a segment only DHCP and ARP for the responder, and says nothing else.
+
+Requests lose their addresses (0.0.0.0 → 255.255.255.255) on the way to the agent's stack: a host that
+renews its lease sends from an address to which the agent has no route, and reverse-path filtering, where the
+machine's policy asks for it, would drop that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nftables
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.network.contract import RESPONDER
+
+TABLE = "nicagent"
+COUNTERS = ("drop-mac", "drop-arp", "drop-dhcp", "drop-ipv4", "drop-ipv6", "drop-other", "drop-tunnel")
+
+_Json = dict[str, Any]
+_T = {"family": "bridge", "table": TABLE}
+_ANYONE, _EVERYONE = "0.0.0.0", "255.255.255.255"  # noqa: S104 (addresses in frames, not a bind)
+_SETS: Mapping[str, str | list[str]] = {
+    "ports": "ifname",
+    "tunnels": "ifname",
+    "stations": ["ifname", "ether_addr"],
+    "senders": ["ifname", "ether_addr", "ipv4_addr"],
+}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the port on `device` may send as."""
+
+    device: str
+    mac: str
+    ipv4: str
+
+
+# ── the rules, as data ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _is(left: _Json, right: object, op: str = "==") -> _Json:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def _field(protocol: str, field: str) -> _Json:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def _put(key: _Json, value: str) -> _Json:
+    return {"mangle": {"key": key, "value": value}}
+
+
+_IN, _OUT = {"meta": {"key": "iifname"}}, {"meta": {"key": "oifname"}}
+_FROM_PORT, _FROM_TUNNEL = _is(_IN, "@ports"), _is(_IN, "@tunnels")
+_TO_PORT, _TO_TUNNEL = _is(_OUT, "@ports"), _is(_OUT, "@tunnels")
+_MAC, _TYPE = _field("ether", "saddr"), _field("ether", "type")
+_ARP, _IPV4, _IPV6 = _is(_TYPE, "arp"), _is(_TYPE, "ip"), _is(_TYPE, "ip6")
+_SRC, _DST = _field("ip", "saddr"), _field("ip", "daddr")
+_SENDER, _TARGET = _field("arp", "saddr ip"), _field("arp", "daddr ip")
+_SENDER_MAC = _field("arp", "saddr ether")
+# Addresses lie at these places in an ARP packet only if hardware is Ethernet and protocol IPv4 (RFC 826).
+_ETHERNET_ARP = [
+    _ARP,
+    _is(_field("arp", "htype"), 1),
+    _is(_field("arp", "ptype"), "ip"),
+    _is(_field("arp", "hlen"), 6),
+    _is(_field("arp", "plen"), 4),
+]
+_ASKS_DHCP = [_IPV4, _is(_field("udp", "sport"), 68), _is(_field("udp", "dport"), 67)]
+_ANSWERS_DHCP = [_IPV4, _is(_field("udp", "sport"), 67)]
+_ANY_DHCP = [_IPV4, _is(_field("udp", "dport"), {"set": [67, 68]})]
+_ACCEPT, _DROP = {"accept": None}, {"drop": None}
+
+
+def _to(chain: str) -> _Json:
+    return {"jump": {"target": chain}}
+
+
+def _counted(counter: str) -> list[_Json]:
+    return [{"counter": counter}, _DROP]
+
+
+def _concat(*parts: _Json) -> _Json:
+    return {"concat": [_IN, *parts]}
+
+
+_HOOKED = {"prerouting": "prerouting", "forward": "forward", "input": "input", "output": "output"}
+
+# Chains that are jumped to stand before those that jump.
+_CHAINS: Mapping[str, list[list[_Json]]] = {
+    "from-port": [
+        [_is(_concat(_MAC), "@stations", "!="), *_counted("drop-mac")],
+        [*_ETHERNET_ARP, _is(_concat(_SENDER_MAC, _SENDER), "@senders"), _ACCEPT],
+        [*_ETHERNET_ARP, _is(_concat(_SENDER_MAC), "@stations"), _is(_SENDER, _ANYONE), _ACCEPT],
+        [_ARP, *_counted("drop-arp")],
+        [*_ASKS_DHCP, _is(_SRC, _ANYONE), _ACCEPT],
+        [*_ANSWERS_DHCP, *_counted("drop-dhcp")],
+        [_IPV4, _is(_field("udp", "dport"), 68), *_counted("drop-dhcp")],
+        [_IPV4, _is(_concat(_MAC, _SRC), "@senders"), _ACCEPT],
+        [_IPV4, *_counted("drop-ipv4")],
+        [_IPV6, *_counted("drop-ipv6")],
+        _counted("drop-other"),
+    ],
+    "from-tunnel": [
+        [*_ANY_DHCP, *_counted("drop-tunnel")],
+        [_IPV4, _is(_SRC, RESPONDER), *_counted("drop-tunnel")],
+        [_IPV4, _is(_DST, RESPONDER), *_counted("drop-tunnel")],
+        [_IPV4, _ACCEPT],
+        [_ARP, _is(_SENDER, RESPONDER), *_counted("drop-tunnel")],
+        [_ARP, _is(_TARGET, RESPONDER), *_counted("drop-tunnel")],
+        [_ARP, _ACCEPT],
+        _counted("drop-tunnel"),
+    ],
+    "leaving": [  # a port, towards another port or a tunnel
+        [*_ANY_DHCP, _DROP],
+        [_IPV4, _is(_DST, RESPONDER), _DROP],
+        [_ARP, _is(_TARGET, RESPONDER), _DROP],
+        [_TO_PORT, _ACCEPT],
+        [_TO_TUNNEL, _ACCEPT],
+        [_DROP],
+    ],
+    "to-agent": [
+        [
+            _FROM_PORT,
+            *_ASKS_DHCP,
+            {"limit": {"rate": 100, "burst": 50, "per": "second"}},
+            _put(_SRC, _ANYONE),
+            _put(_DST, _EVERYONE),
+            _ACCEPT,
+        ],
+        [_FROM_PORT, _ARP, _is(_TARGET, RESPONDER), _ACCEPT],
+        [_DROP],
+    ],
+    "from-agent": [
+        [_TO_PORT, *_ANSWERS_DHCP, _is(_SRC, RESPONDER), _ACCEPT],
+        [_TO_PORT, _ARP, _is(_SENDER, RESPONDER), _ACCEPT],
+        [_DROP],
+    ],
+    "prerouting": [[_FROM_PORT, _to("from-port")], [_FROM_TUNNEL, _to("from-tunnel")]],
+    "forward": [
+        [_FROM_PORT, _to("leaving")],
+        [_FROM_TUNNEL, _TO_PORT, _ACCEPT],
+        # A device that somebody else put on our bridge has no guard, so it reaches nobody.
+        [_TO_PORT, _DROP],
+        [_TO_TUNNEL, _DROP],
+        [_FROM_TUNNEL, _DROP],
+    ],
+    "input": [[_FROM_PORT, _to("to-agent")], [_FROM_TUNNEL, _to("to-agent")]],
+    "output": [[_TO_PORT, _to("from-agent")], [_TO_TUNNEL, _to("from-agent")]],
+}
+
+
+def _rules() -> list[_Json]:
+    """The commands that make the table with its sets empty."""
+    made: list[_Json] = [{"add": {"table": {"family": "bridge", "name": TABLE}}}]
+    made += [{"add": {"set": {**_T, "name": name, "type": kind}}} for name, kind in _SETS.items()]
+    made += [{"add": {"counter": {**_T, "name": name}}} for name in COUNTERS]
+    for chain in _CHAINS:
+        hook = {"type": "filter", "hook": chain, "prio": -300, "policy": "accept"} if chain in _HOOKED else {}
+        made.append({"add": {"chain": {**_T, "name": chain, **hook}}})
+    for chain, rules in _CHAINS.items():
+        made += [{"add": {"rule": {**_T, "chain": chain, "expr": rule}}} for rule in rules]
+    return made
+
+
+def _edition() -> str:
+    """A chain without rules whose name tells one edition of the rules from another."""
+    return "rules-" + hashlib.sha256(json.dumps(_rules()).encode()).hexdigest()[:16]
+
+
+def elements(guards: Iterable[Guard], tunnels: Iterable[str]) -> dict[str, set[tuple[str, ...]]]:
+    """What the sets must hold for these guards: set → tuples of its fields."""
+    held = list(guards)
+    return {
+        "ports": {(g.device,) for g in held},
+        "tunnels": {(name,) for name in tunnels},
+        "stations": {(g.device, g.mac) for g in held},
+        "senders": {(g.device, g.mac, g.ipv4) for g in held},
+    }
+
+
+def _change(verb: str, name: str, items: set[tuple[str, ...]]) -> list[_Json]:
+    if not items:
+        return []
+    elem = [item[0] if len(item) == 1 else {"concat": list(item)} for item in sorted(items)]
+    return [{verb: {"element": {**_T, "name": name, "elem": elem}}}]
+
+
+# ── the table in the kernel ─────────────────────────────────────────────────────────────────────────────
+
+
+class Guards:
+    """The table in the kernel's hands. Calls must not overlap: the owner holds a lock."""
+
+    def __init__(self) -> None:
+        self._nft: Any = None
+
+    async def apply(self, guards: Iterable[Guard], tunnels: Iterable[str]) -> None:
+        """Make these the guards, in one transaction, and none at all if nothing changes.
+
+        Without guards and tunnels the table goes away.
+        """
+        wanted = elements(guards, tunnels)
+        commands = _commands(await self._table(), wanted)
+        if commands:
+            await self._run(commands, "change the guards of the ports")
+
+    async def counters(self) -> dict[str, int]:
+        """Frames dropped since the table is there, by counter; empty when it is not there."""
+        return {
+            item["counter"]["name"]: int(item["counter"]["packets"])
+            for item in await self._table()
+            if "counter" in item
+        }
+
+    async def _table(self) -> list[_Json]:
+        """What the kernel has of the table, as libnftables lists it; empty when it is not there."""
+        tables = await self._run([{"list": {"tables": {"family": "bridge"}}}], "read the guards of the ports")
+        if not any(item.get("table", {}).get("name") == TABLE for item in tables):
+            return []
+        return await self._run(
+            [{"list": {"table": {"family": "bridge", "name": TABLE}}}], "read the guards of the ports"
+        )
+
+    async def _run(self, commands: list[_Json], doing: str) -> list[_Json]:
+        return await asyncio.to_thread(self._run_now, commands, doing)
+
+    def _run_now(self, commands: list[_Json], doing: str) -> list[_Json]:
+        if self._nft is None:
+            self._nft = _context()
+        status, output, error = self._nft.json_cmd({"nftables": commands})
+        if status != 0:
+            raise _refused(doing, str(error))
+        found = output.get("nftables", []) if isinstance(output, dict) else []
+        return list(found)
+
+
+def _context() -> Any:
+    try:
+        nft = nftables.Nftables()
+    except OSError:
+        raise NicagentError(
+            Kind.UNAVAILABLE, "libnftables is missing", "install it: apt-get install libnftables1"
+        ) from None
+    nft.set_json_output(True)
+    return nft
+
+
+def _refused(doing: str, error: str) -> NicagentError:
+    words = error.strip().partition("\n")[0].partition("Error: ")[2] or error.strip() or "no reason given"
+    if "not permitted" in words or "Permission denied" in words:
+        hint = "run the agent as root or give it CAP_NET_ADMIN"
+    else:
+        hint = "the kernel needs nf_tables with the bridge family (module nft_… of Debian's kernel)"
+    return NicagentError(Kind.UNAVAILABLE, f"cannot {doing}: {words}", hint)
+
+
+def _commands(have: list[_Json], wanted: Mapping[str, set[tuple[str, ...]]]) -> list[_Json]:
+    """The transaction that leads from what the kernel has to what is wanted. Pure."""
+    remove: list[_Json] = [{"delete": {"table": {"family": "bridge", "name": TABLE}}}] if have else []
+    if not any(wanted.values()):
+        return remove
+    if not any(item.get("chain", {}).get("name") == _edition() for item in have):
+        made = [*remove, *_rules(), {"add": {"chain": {**_T, "name": _edition()}}}]
+        return made + [c for name, items in wanted.items() for c in _change("add", name, items)]
+    held = _held(have)
+    commands: list[_Json] = []
+    for name, items in wanted.items():
+        commands += _change("delete", name, held.get(name, set()) - items)
+        commands += _change("add", name, items - held.get(name, set()))
+    return commands
+
+
+def _held(have: list[_Json]) -> dict[str, set[tuple[str, ...]]]:
+    """The sets' elements in a listing: an element is a bare value or {"concat": [values]}."""
+    return {
+        item["set"]["name"]: {
+            tuple(elem["concat"]) if isinstance(elem, dict) else (elem,)
+            for elem in item["set"].get("elem", [])
+        }
+        for item in have
+        if "set" in item
+    }
