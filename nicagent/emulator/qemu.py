@@ -30,6 +30,7 @@ from nicagent.errors import Kind, NicagentError
 QMP_DEADLINE = 10.0  # seconds; QMP answers in milliseconds unless QEMU is stuck
 NBD_OPEN_TIMEOUT = 5  # seconds to wait at power-on for a disk that is being set up
 NBD_RECONNECT_DELAY = 300  # seconds a request waits for a disk that went away before the host sees an error
+SERIAL_LIMIT = 20  # bytes of a virtio disk's serial number
 SLOT_LIMIT = 16  # disks in one PCIe slot directory
 LAST_WORDS = 0.5  # seconds between QEMU's end and its last event being read
 GOODBYE = 5.0  # seconds QEMU may take to write its caches out after the OS switched off
@@ -57,8 +58,8 @@ OnOff = Callable[["Board", bool, str], None]
 class SlotDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`NAME.json` beside the socket `NAME.nbd` in a PCIe slot: what the card says about that disk."""
 
-    serial: Annotated[str, Meta(max_length=20)] = ""  # as the guest reads it (virtio 1.2, 5.2.6)
-    bootindex: Annotated[int, Meta(ge=0, le=99)] | None = None
+    serial: str = ""  # as the guest reads it; 20 bytes at most (virtio 1.2, 5.2.6)
+    bootindex: Annotated[int, Meta(ge=0)] = 0  # place in the boot order among the slot's disks
     readonly: bool = False
     export: str = ""  # the NBD export's name
 
@@ -82,7 +83,7 @@ def accelerator() -> str:
 
 
 def slot_disks(slot: Path) -> list[tuple[Path, SlotDisk]]:
-    """Disks that are plugged into a PCIe slot now, in name order. Raises NicagentError on a bad side file."""
+    """Disks that are plugged into a PCIe slot now, in boot order. Raises NicagentError on a bad side file."""
     found = []
     for path in sorted(slot.glob("*.nbd"))[:SLOT_LIMIT]:
         side = path.with_suffix(".json")
@@ -92,7 +93,7 @@ def slot_disks(slot: Path) -> list[tuple[Path, SlotDisk]]:
             found.append((path, SlotDisk()))
         except (OSError, msgspec.DecodeError) as error:
             raise NicagentError(Kind.INVALID, f"{side}: {error}", "mend or remove the file") from None
-    return found
+    return sorted(found, key=lambda each: each[1].bootindex)
 
 
 def option(head: str, /, **fields: object) -> str:
@@ -164,7 +165,10 @@ def _firmware(chassis: Chassis, wires: Wires) -> list[str]:
 
 def _disk(node: str, *, bootindex: int, serial: str) -> list[str]:
     fields = {"drive": node, "id": f"disk-{node}", "bootindex": bootindex, "disable_legacy": "on"}
-    return ["-device", option("virtio-blk-pci", **fields, **({"serial": serial} if serial else {}))]
+    return [
+        "-device",
+        option("virtio-blk-pci", **fields, **({"serial": serial[:SERIAL_LIMIT]} if serial else {})),
+    ]
 
 
 def _slot_arguments(slot: Path) -> list[str]:
@@ -181,8 +185,7 @@ def _slot_arguments(slot: Path) -> list[str]:
             "reconnect_delay": NBD_RECONNECT_DELAY,
         }
         argv += ["-blockdev", option("driver=nbd", **fields)]
-        bootindex = index if disk.bootindex is None else disk.bootindex
-        argv += _disk(node, bootindex=bootindex + FIRST_BOOTINDEX, serial=disk.serial)
+        argv += _disk(node, bootindex=FIRST_BOOTINDEX + index, serial=disk.serial)
     return argv
 
 

@@ -1,0 +1,171 @@
+"""A chassis' control socket: what a tech in front of the machine could do, for people, tests and the CLI.
+
+JSON lines on `control.sock`. Requests: {"op": …}; replies {"ok": true, "data": …} or {"ok": false, "error":
+…}.
+
+| op       | fields                | data                                                    |
+|----------|-----------------------|---------------------------------------------------------|
+| status   |                       | power, lines, faults, paths, BMC                        |
+| fault    | fault, value?         | faults now                                              |
+| clear    | fault? (none: all)    | faults now                                              |
+| waveform | line?, since?, limit? | list of edges                                           |
+| history  |                       | list of power events: who asked, what came of it        |
+| mains    | on                    | what the body did: done, nothing                        |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+
+from nicagent.emulator import faults
+from nicagent.emulator.chassis import Chassis
+from nicagent.errors import Kind, NicagentError
+from nicagent.power.linewire import WAVEFORM_LIMIT
+
+REQUEST_LIMIT = 64 << 10  # bytes of one request
+CLIENT_TIMEOUT = 30.0  # seconds the client waits; cutting mains waits for QEMU to end
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One request; fields that an op does not use are ignored."""
+
+    op: Literal["status", "fault", "clear", "waveform", "history", "mains"]
+    fault: str | None = None
+    value: float | None = None
+    line: int | None = None
+    since: int = 0
+    limit: int = WAVEFORM_LIMIT
+    on: bool = True
+
+
+class ControlServer:
+    """`async with` it. `more` adds to what `status` says (the BMC's side of things)."""
+
+    def __init__(self, chassis: Chassis, more: Callable[[], Mapping[str, object]] = dict) -> None:
+        self._chassis = chassis
+        self._more = more
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> ControlServer:
+        path = self._chassis.directory / "control.sock"
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._server = await asyncio.start_unix_server(self._client, str(path), limit=REQUEST_LIMIT)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in tuple(self._clients):
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._clients.add(task)
+        try:
+            while line := await reader.readline():
+                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+                await writer.drain()
+        except (ValueError, ConnectionError, asyncio.CancelledError):  # too long, gone, or we are leaving
+            pass
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Mapping[str, object]:
+        try:
+            return {"ok": True, "data": await self._do(msgspec.json.decode(line, type=Request))}
+        except msgspec.DecodeError as error:
+            return {"ok": False, "error": f"not a request: {error}"}
+        except NicagentError as error:
+            return {"ok": False, "error": str(error)}
+
+    async def _do(self, request: Request) -> object:
+        chassis = self._chassis
+        match request.op:
+            case "status":
+                return {**chassis.status(), **self._more()}
+            case "fault":
+                chassis.set_fault(*faults.parse(request.fault or "", request.value))
+            case "clear":
+                named = None if request.fault is None else faults.parse(request.fault, 1)[0]
+                chassis.clear_fault(named)
+            case "waveform":
+                return chassis.bank.waveform(request.line, request.since, min(request.limit, WAVEFORM_LIMIT))
+            case "history":
+                return [dataclasses.asdict(each) for each in chassis.history]
+            case "mains":
+                return await chassis.mains(request.on, "control socket")
+        return {str(fault): value for fault, value in chassis.faults.items()}
+
+
+class ChassisControl:
+    """The client: one connection a call, synchronous. Raises NicagentError when the chassis refuses or is
+    gone.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    @classmethod
+    def of(cls, run_dir: Path, host: str) -> ChassisControl:
+        """The chassis of `host` in the lab that runs in `run_dir`."""
+        return cls(run_dir / host / "control.sock")
+
+    def status(self) -> dict[str, Any]:
+        return cast(dict[str, Any], self._ask(Request("status")))
+
+    def fault(self, name: str, value: float | None = None) -> dict[str, float]:
+        """Inject a fault (see `faults`); returns those that are now set."""
+        return cast(dict[str, float], self._ask(Request("fault", fault=name, value=value)))
+
+    def clear(self, name: str | None = None) -> dict[str, float]:
+        """Mend one fault, or all; returns those that are left."""
+        return cast(dict[str, float], self._ask(Request("clear", fault=name)))
+
+    def waveform(self, line: int | None = None, since: int = 0) -> list[dict[str, Any]]:
+        """All kept edges after `since`, oldest first: seq, t_ns, line, level, cause, who, pid."""
+        edges: list[dict[str, Any]] = []
+        while True:
+            more = cast(list[dict[str, Any]], self._ask(Request("waveform", line=line, since=since)))
+            edges += more
+            if len(more) < WAVEFORM_LIMIT:
+                return edges
+            since = more[-1]["seq"]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Power events, oldest first: t_ns, event, who, before, after, verdict, note."""
+        return cast(list[dict[str, Any]], self._ask(Request("history")))
+
+    def mains(self, on: bool) -> str:
+        """Pull or plug the power cord."""
+        return str(self._ask(Request("mains", on=on)))
+
+    def _ask(self, request: Request) -> object:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+                link.settimeout(CLIENT_TIMEOUT)
+                link.connect(str(self._path))
+                link.sendall(msgspec.json.encode(request) + b"\n")
+                with link.makefile("rb") as answers:
+                    answer = msgspec.json.decode(answers.readline() or b"{}", type=dict[str, object])
+        except (OSError, msgspec.DecodeError) as error:
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"the chassis does not answer on {self._path} ({error})",
+                "check that its lab runs (nicagent emulate) and that the host's name is right",
+            ) from None
+        if not answer.get("ok"):
+            raise NicagentError(Kind.INVALID, str(answer.get("error", "the chassis ended")))
+        return answer["data"]
