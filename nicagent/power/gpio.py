@@ -311,6 +311,7 @@ class GpioPowerDriver(PowerDriver):
         if self._settle is not None:
             self._settle.cancel()
             self._settle = None
+        self._led.lost()
         panel, self._panel = self._panel, None
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -26,6 +26,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ EXIT_SECONDS = 1.5
 KEEPALIVE_SECONDS = (
     5.0  # between looks at the session's own keep-alive; BMCs forget a session after about 60 s
 )
+ONCE_SECONDS = 30.0  # for the answer to a command that is not repeated; the driver's deadline is shorter
 LINE_LIMIT = 65536
 
 # IPMI 2.0, network function Chassis (00h): Get Chassis Status (28.2), Chassis Control (28.3).
@@ -44,6 +46,10 @@ OPS: Mapping[str, tuple[int, tuple[int, ...]]] = {
     "reset": (0x02, (0x03,)),
     "soft": (0x02, (0x05,)),
 }
+
+# Sent once and never again: a second copy of these does harm where a BMC does not notice that it is a copy (a
+# second ACPI button press makes some systems switch off at once). A lost datagram is then a missed deadline.
+ONCE = frozenset({"reset", "soft"})
 
 # Completion codes (IPMI 2.0, table 5-2) that mean something to us.
 FAULTS: Mapping[int, str] = {
@@ -82,7 +88,8 @@ class Bmc:
         try:
             if self._session is None:
                 self._session = self._login()
-            answer = self._session.raw_command(netfn=0x00, command=command, data=data)
+            send = self._send_once if op in ONCE else self._session.raw_command
+            answer = send(netfn=0x00, command=command, data=data)
         except pyghmi.exceptions.IpmiException as error:
             text = str(error) or "no session"
             # pyghmi tells a refused login from a dead BMC by its words only.
@@ -105,6 +112,21 @@ class Bmc:
     def logout(self) -> None:
         if self._session is not None:
             self._session.logout()
+
+    def _send_once(self, netfn: int, command: int, data: tuple[int, ...]) -> Message:
+        """raw_command without retransmission, which pyghmi only offers without waiting for the answer."""
+        session = self._session
+        answers: list[Message] = []
+        session.raw_command(netfn=netfn, command=command, data=data, retry=False, callback=answers.append)
+        until = time.monotonic() + ONCE_SECONDS
+        while not answers and time.monotonic() < until:
+            type(session).wait_for_rsp(timeout=until - time.monotonic())
+        session.incommand = False  # what its documentation asks of whoever brings a callback
+        while session.evq:
+            session.evq.popleft().set()
+        if not answers:
+            raise Trouble("silent", f"no answer within {ONCE_SECONDS:g} s")
+        return answers[0]
 
     def _login(self) -> Any:
         # The session alone, not pyghmi.ipmi.command: that imports every vendor's extensions, 10 MB a worker.

@@ -41,7 +41,7 @@ class Led:
         self.lit = None
 
     def stands_still(self, now: float) -> bool:
-        return now - self.moved_at >= self.debounce
+        return now >= self.settles_at()
 
     def says(self, now: float) -> Power:
         """The fact at this moment: UNKNOWN while it bounces or nobody says."""
@@ -51,7 +51,7 @@ class Led:
 
     def publish(self, now: float) -> Power | None:
         """What watchers should hold for true at this moment; None: nothing new yet, ask at `settles_at`."""
-        if self.lit is None or self.stands_still(now) or now - self.restless_since >= self.patience:
+        if self.lit is None or self.stands_still(now) or now >= self.restless_since + self.patience:
             return self.says(now)
         return None
 

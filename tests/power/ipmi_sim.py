@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+from asyncio.subprocess import DEVNULL
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +88,7 @@ class IpmiSim:
         here = self.directory
         self.process = await asyncio.create_subprocess_exec(
             "ipmi_sim", "-n", "-c", here / "lan.conf", "-f", here / "commands", "-s", here / "state",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL,
         )  # fmt: skip
 
     async def end(self) -> None:

@@ -1,7 +1,7 @@
 """A server's body behind its line socket, without the virtual machine: for tests of power alone.
 
-The lines, their socket, their waveform and the table of what a board does are the emulator's own. Only the clock is
-quicker, and nothing boots: "the OS" is an attribute.
+The lines, their socket, their waveform and the table of what a board does are the emulator's own. Only the
+clock is quicker, and nothing boots: "the OS" is an attribute.
 """
 
 from __future__ import annotations
