@@ -21,6 +21,8 @@ from nicagent.errors import Kind, NicagentError
 NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
 
+TUN = "/dev/net/tun"
+
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
 TUNSETCARRIER = 0x400454E2
@@ -117,17 +119,20 @@ class Tap:
 def _open_tap(name: str, mtu: int) -> int:
     """Make the tap in this thread's namespace, up, without carrier; QEMU gets the descriptor at power-on."""
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl.ioctl(
-                fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
-            )
-            fcntl.ioctl(fd, TUNSETCARRIER, struct.pack("i", 0))
-            _set_up(name, mtu)
-        except BaseException:
-            os.close(fd)
-            raise
+        fd = os.open(TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        raise NicagentError(
+            Kind.UNAVAILABLE,
+            f"cannot open {TUN} for the tap device {name}: {error.strerror}",
+            f"udev opens it to everybody; where it does not run: chmod 0666 {TUN} (as root)",
+        ) from None
+    try:
+        request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+        fcntl.ioctl(fd, TUNSETIFF, request)
+        fcntl.ioctl(fd, TUNSETCARRIER, struct.pack("i", 0))
+        _set_up(name, mtu)
+    except OSError as error:
+        os.close(fd)
         raise NicagentError(
             Kind.UNAVAILABLE,
             f"cannot make the tap device {name}: {error.strerror}",

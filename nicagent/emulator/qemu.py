@@ -164,7 +164,12 @@ def _firmware(chassis: Chassis, wires: Wires) -> list[str]:
 
 
 def _disk(node: str, *, bootindex: int, serial: str) -> list[str]:
-    fields = {"drive": node, "id": f"disk-{node}", "bootindex": bootindex, "disable_legacy": "on"}
+    fields: dict[str, object] = {
+        "drive": node,
+        "id": f"disk-{node}",
+        "bootindex": bootindex,
+        "disable_legacy": "on",
+    }
     return [
         "-device",
         option("virtio-blk-pci", **fields, **({"serial": serial[:SERIAL_LIMIT]} if serial else {})),
