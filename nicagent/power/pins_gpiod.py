@@ -147,7 +147,7 @@ class GpiodFactory(PiFactory):  # type: ignore[misc]
     @staticmethod
     def _describe(name: int | str) -> PinInfo:
         offset = int(str(name).upper().removeprefix("GPIO"))
-        return PinInfo(offset, f"GPIO{offset}", frozenset({f"GPIO{offset}"}), "", 0, 0, {"gpio"})
+        return PinInfo(offset, f"GPIO{offset}", frozenset({f"GPIO{offset}"}), "", 0, 0, frozenset({"gpio"}))
 
     def _listen(self) -> None:
         while True:
