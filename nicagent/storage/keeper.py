@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 FIRST_DELAY = 0.1  # seconds before the second attempt in a row; the first is at once
 LAST_DELAY = 30.0  # seconds, promised by the contract
 LOG_LIMIT = 1 << 20  # bytes of a process's log; a longer one is dropped before the next start
+TAIL = 4096  # bytes of a log searched for its last line
 STEADY = 10.0  # seconds a mended process must live for its failures to be forgotten
 
 
@@ -47,6 +48,17 @@ def trim_log(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         path.unlink()
+
+
+def last_line(path: Path) -> str:
+    """What a process said last."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        lines = []
+    return lines[-1] if lines else "it says nothing"
 
 
 class Keeper:

@@ -28,22 +28,24 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import Disk
+from nicagent.model import Disk, VolumeFormat
 from nicagent.proc import Daemon
 from nicagent.storage import volume
-from nicagent.storage.keeper import trim_log
+from nicagent.storage.keeper import last_line, trim_log
 from nicagent.storage.volume import Layer
 
 log = logging.getLogger(__name__)
 
 SOCKET_PATH_LIMIT = 107  # bytes of sun_path less its NUL, unix(7)
+START_DEADLINE = 10.0  # seconds from its start to its main loop
 MONITOR_DEADLINE = 10.0  # seconds for the monitor to answer a command
 
 # What QEMU says, and what that means here. It has no error codes for these.
 MEANINGS: tuple[tuple[str, Kind, str], ...] = (
     ('"write" lock', Kind.WRONG_STATE, "another process uses it; stop that one first"),
     ('"consistent read" lock', Kind.WRONG_STATE, "another process writes to it; stop that one first"),
-    ("shared", Kind.WRONG_STATE, "it is in use with another kind of access; detach it there first"),
+    ("Conflicts with use by", Kind.WRONG_STATE, "another disk of this host uses it; detach that first"),
+    ('"read" lock', Kind.WRONG_STATE, "another process writes to it; stop that one first"),
     ("No space left", Kind.NO_SPACE, "free some space in the pool"),
     ("No such file", Kind.NOT_FOUND, "create the volume or mend the path"),
     ("Permission denied", Kind.DENIED, "give the agent access to the file"),
@@ -88,16 +90,19 @@ def plan(disk: Disk, pools: Sequence[Path]) -> Plan:
 
 def _layer_nodes(stem: str, depth: int, layer: Layer, below: str | None, readonly: bool) -> list[Node]:
     common = {"read-only": readonly, "discard": "unmap"}
-    format_name = f"{stem}-{depth:02}a"  # sorts before the file it stands on, and above deeper layers
-    file_name = f"{stem}-{depth:02}b"
-    file = {"driver": "file", "filename": str(layer.path), "locking": "on", **common}
-    over = {"driver": layer.format.value, "file": file_name, **common}
-    if layer.format.value == "qcow2":
-        over["backing"] = below  # explicit, also when there is none: the header's own word is not followed
-    return [
-        Node(file_name, {"node-name": file_name, **file}),
-        Node(format_name, {"node-name": format_name, **over}),
-    ]
+    # Sorted by name, every node comes before those that it stands on.
+    top, guard, file = (f"{stem}-{depth:02}{letter}" for letter in "abc")
+    nodes = [(file, {"driver": "file", "filename": str(layer.path), "locking": "on", **common})]
+    if layer.format is VolumeFormat.QCOW2:
+        # Explicit, also when there is none: the header's own word about its backing file is not followed.
+        nodes.append((top, {"driver": "qcow2", "file": file, "backing": below, **common}))
+    else:
+        # An NBD export lets others write to its node, and only a format keeps them out, which raw is not.
+        # blkdebug with no rules passes requests through, and can be told what not to share.
+        unshared = {"unshare-child-perms": ["write", "resize"]}
+        nodes.append((guard, {"driver": "blkdebug", "image": file, **unshared, **common}))
+        nodes.append((top, {"driver": "raw", "file": guard, **common}))
+    return [Node(name, {"node-name": name, **options}) for name, options in nodes]
 
 
 class BlockEngine:
@@ -110,6 +115,7 @@ class BlockEngine:
         self._host = host
         self._log_file = log_file
         self._qmp = run / "qmp.sock"
+        self._ready = run / "qsd.ready"
         self._unpublished = nbd.with_name(nbd.name + ".new")
         self._pools = tuple(pools)
         for path in (self._qmp, self._unpublished):
@@ -131,7 +137,7 @@ class BlockEngine:
         if self.daemon.pid() is None:
             await self._end_unrecorded()
         await self.daemon.stop()
-        for path in (self._qmp, self.nbd, self._unpublished):
+        for path in (self._qmp, self._ready, self.nbd, self._unpublished):
             path.unlink(missing_ok=True)
 
     async def _start(self) -> None:
@@ -139,19 +145,45 @@ class BlockEngine:
         self._qmp.parent.mkdir(parents=True, exist_ok=True)
         self.nbd.parent.mkdir(parents=True, exist_ok=True)
         trim_log(self._log_file)
-        # We bind the monitor's socket and hand it over: connecting to it needs no polling, it simply waits
-        # for the daemon to serve it.
+        # We bind the monitor's socket and hand it over, so that its mode is ours and its path needs no
+        # quoting.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(self._qmp))
             self._qmp.chmod(0o600)
             listener.listen(8)
             descriptor = listener.fileno()
             chardev = f"socket,id=qmp,fd={descriptor},server=on,wait=off"
+            argv = ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"]
+            # Relative to cwd, again for want of quoting.
             self.daemon.start(
-                ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"],
+                [*argv, "--pidfile", self._ready.name],
                 log=self._log_file,
                 pass_fds=(descriptor,),
+                cwd=self._ready.parent,
             )
+        await self._started()
+
+    async def _started(self) -> None:
+        """Wait until the daemon has written its own pidfile, the last thing before its main loop.
+
+        QEMU 7.2 loses the first command for good, one time in a hundred or so, when it comes before that.
+        """
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                while not self._ready.exists():
+                    if self.daemon.pid() is None:
+                        raise NicagentError(
+                            Kind.UNAVAILABLE,
+                            f"{self.daemon.name} ended at once: {last_line(self._log_file)}",
+                            f"its log is {self._log_file}",
+                        )
+                    await asyncio.sleep(0.002)
+        except TimeoutError:
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"{self.daemon.name} is not ready after {START_DEADLINE:g} s",
+                f"its log is {self._log_file}",
+            ) from None
 
     async def _end_unrecorded(self) -> None:
         """A daemon whose starter died before it wrote the pidfile still holds the image locks."""

@@ -1,0 +1,208 @@
+"""What the storage conformance suite needs of a transport: a driver, and a host that looks at its disks."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from nicagent import config, proc
+from nicagent.model import Disk, Export, Initiator, Transport, VolumeFormat
+from nicagent.storage import identity
+from nicagent.storage.build import make_storage
+from nicagent.storage.contract import HostStorage
+from tests.storage.nbd_client import NbdClient
+
+DOMAIN = "0d7f4f4e-4b7e-4d0e-9a53-0c2f6f5b8a01"
+MIB = 1 << 20
+HELPER = """
+import asyncio, sys, time
+from pathlib import Path
+from tests.conformance.storage_rig import Rig, RIGS
+from nicagent.model import Disk, VolumeFormat
+
+async def agent(kind, place, host, disks):
+    rig = RIGS[kind](Path(place), host)
+    storage = rig.driver()
+    exports = rig.exports([Disk(t, p, VolumeFormat(f)) for t, p, f in (d.split(",") for d in disks)])
+    print("presenting", flush=True)
+    await storage.present(exports, rig.initiator)
+    print("presented", flush=True)
+    await storage.watch_over()
+
+asyncio.run(agent(*sys.argv[1:4], sys.argv[4:]))
+"""
+
+
+class HostDisk(Protocol):
+    """A disk as a host sees it, over one connection."""
+
+    size: int
+
+    async def read(self, offset: int, length: int) -> bytes: ...
+    async def write(self, offset: int, data: bytes) -> None: ...
+    async def flush(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Rig(abc.ABC):
+    """One host at `place`, a directory with a short path (unix sockets live in it)."""
+
+    place: Path
+    host: str = "metal-1"
+    initiator: Initiator = field(default_factory=lambda: identity.initiator("metal-1"))
+
+    transport: Transport = field(init=False)
+    data_path: tuple[str, ...] = field(init=False, default=("qsd",))  # names of its pidfiles
+
+    @property
+    def pool(self) -> Path:
+        (self.place / "pool").mkdir(exist_ok=True)
+        return self.place / "pool"
+
+    @property
+    def run(self) -> Path:
+        return self.place / "run" / "hosts" / self.host
+
+    @abc.abstractmethod
+    def settings(self) -> config.Storage: ...
+
+    @abc.abstractmethod
+    async def attach(self, exports: Sequence[Export], target: str) -> HostDisk:
+        """Find and connect a disk, once: no waiting, no second try."""
+
+    @abc.abstractmethod
+    def remains(self) -> list[str]:
+        """What a host could still find, or somebody else stumble over."""
+
+    def driver(self) -> HostStorage:
+        return make_storage(
+            self.host,
+            self.settings(),
+            run_dir=self.place / "run",
+            state_dir=self.place / "state",
+            address="127.0.0.1",
+            pools=[self.pool],
+        )
+
+    def exports(self, disks: Sequence[Disk]) -> tuple[Export, ...]:
+        return identity.exports(DOMAIN, self.host, disks)
+
+    def pids(self) -> dict[str, int | None]:
+        """The processes of the data path, by what each is."""
+        return {name: proc.Daemon(name, self.run / f"{name}.pid").pid() for name in self.data_path}
+
+    def raw(self, name: str, size: int = 4 * MIB) -> Path:
+        path = self.pool / name
+        with path.open("wb") as file:
+            file.truncate(size)
+        return path
+
+    async def qcow2(self, name: str, base: Path) -> Path:
+        path = self.pool / name
+        await proc.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(path)])
+        return path
+
+    async def attach_soon(self, exports: Sequence[Export], target: str, deadline: float) -> HostDisk:
+        """Connect within `deadline` seconds, trying as a host does."""
+        async with asyncio.timeout(deadline):
+            while True:
+                with contextlib.suppress(OSError):
+                    return await self.attach(exports, target)
+                await asyncio.sleep(0.01)
+
+    @contextlib.asynccontextmanager
+    async def agent(self, disks: Sequence[Disk]) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Another process that presents these disks and watches over them, killed at the end."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", HELPER, self.transport.value, str(self.place), self.host),
+            *(f"{disk.target},{disk.path},{disk.format.value}" for disk in disks),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+
+@dataclass
+class VirtioRig(Rig):
+    """The disks in a PCIe slot, looked at over NBD as the emulated chassis does."""
+
+    transport = Transport.VIRTIO
+    data_path = ("qsd",)
+
+    @property
+    def slot(self) -> Path:
+        return self.place / f"slot-{self.host}"
+
+    def settings(self) -> config.Storage:
+        return config.Storage(transport=self.transport, slot=str(self.slot))
+
+    async def attach(self, exports: Sequence[Export], target: str) -> NbdClient:
+        found = [*self.slot.glob(f"[0-9][0-9]-{target}.nbd")]
+        if not found:
+            raise FileNotFoundError(f"no device {target} in the slot")
+        (device,) = found
+        assert device.with_suffix(".json").exists(), "the description comes before the socket"
+        return await NbdClient.connect(device, target)
+
+    def remains(self) -> list[str]:
+        return [str(path) for path in self.slot.iterdir()] if self.slot.exists() else []
+
+
+RIGS: dict[str, Callable[..., Rig]] = {"virtio": VirtioRig}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """pytest's own temporary paths are too long for a unix socket."""
+    place = Path(tempfile.mkdtemp(prefix="nic-"))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def small_file_system(place: Path) -> Iterator[None]:
+    """2 MiB of room at `place`."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "nicagent-test", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def disk(target: str, path: Path, format: VolumeFormat = VolumeFormat.RAW, *, readonly: bool = False) -> Disk:
+    return Disk(target, str(path), format, readonly=readonly)
+
+
+async def until(condition: Callable[[], bool], deadline: float, what: str) -> float:
+    """Seconds until `condition` holds; fails with `what` after `deadline`."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < deadline, what
+        await asyncio.sleep(0.005)
+    return time.monotonic() - start

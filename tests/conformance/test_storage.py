@@ -1,0 +1,340 @@
+"""Every storage driver keeps the promises of `nicagent/storage/contract.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import Disk, VolumeFormat
+from nicagent.storage.contract import HostStorage
+from tests.conformance.storage_rig import (
+    MIB,
+    RIGS,
+    HostDisk,
+    Rig,
+    disk,
+    short_directory,
+    small_file_system,
+    until,
+)
+
+QCOW2 = VolumeFormat.QCOW2
+PATTERN = bytes(range(256)) * 16  # 4 KiB
+
+
+@pytest.fixture(params=list(RIGS))
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    with short_directory() as place:
+        rig = RIGS[request.param](place)
+        yield rig
+        for host in ("metal-1", "metal-2"):
+            rig.host = host
+            await rig.driver().withdraw()
+
+
+@pytest.fixture
+async def storage(rig: Rig) -> AsyncIterator[HostStorage]:
+    driver = rig.driver()
+    yield driver
+    await driver.withdraw()
+    await driver.close()
+
+
+@contextlib.asynccontextmanager
+async def watched(storage: HostStorage) -> AsyncIterator[None]:
+    watch = asyncio.create_task(storage.watch_over())
+    try:
+        yield
+    finally:
+        assert not watch.done(), "watch_over must run until it is cancelled"
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+
+
+@contextlib.asynccontextmanager
+async def busy(host_disk: HostDisk) -> AsyncIterator[None]:
+    """A host that writes and reads back all the time, and never reconnects: any disturbance is an error."""
+    done = asyncio.Event()
+
+    async def work() -> None:
+        turn = 0
+        while not done.is_set():
+            data = turn.to_bytes(8, "big") * 512
+            await host_disk.write(turn % 16 * 4096, data)
+            assert await host_disk.read(turn % 16 * 4096, 4096) == data
+            turn += 1
+        assert turn > 0
+
+    worker = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        done.set()
+        await worker
+
+
+async def refusal(storage: HostStorage, rig: Rig, disks: list[Disk]) -> NicagentError:
+    with pytest.raises(NicagentError) as caught:
+        await storage.present(rig.exports(disks), rig.initiator)
+    assert caught.value.hint, f"says what to do next: {caught.value}"
+    return caught.value
+
+
+async def test_what_is_presented_is_found_at_once_with_its_size(rig: Rig, storage: HostStorage) -> None:
+    base = rig.raw("base.raw", 8 * MIB)
+    base.write_bytes(PATTERN.ljust(8 * MIB, b"\0"))
+    top = await rig.qcow2("top.qcow2", base)
+    exports = rig.exports([disk("vda", top, QCOW2), disk("vdb", rig.raw("data.raw"))])
+    await storage.present(exports, rig.initiator)
+    root, data = [await rig.attach(exports, target) for target in ("vda", "vdb")]
+    assert (root.size, data.size) == (8 * MIB, 4 * MIB)
+    assert await root.read(0, 4096) == PATTERN, "the base image shows through its overlay"
+    await root.write(0, bytes(4096))
+    await root.flush()
+    assert base.read_bytes()[:4096] == PATTERN, "and is never written"
+    await root.close()
+    await data.close()
+
+
+async def test_presenting_again_disturbs_nothing(rig: Rig, storage: HostStorage) -> None:
+    exports = rig.exports([disk("vda", await rig.qcow2("top.qcow2", rig.raw("base.raw")), QCOW2)])
+    await storage.present(exports, rig.initiator)
+    host_disk, pids = await rig.attach(exports, "vda"), rig.pids()
+    async with busy(host_disk):
+        for _ in range(5):
+            await storage.present(exports, rig.initiator)
+    assert rig.pids() == pids, "no process may be replaced"
+    await host_disk.close()
+
+
+async def test_other_disks_come_and_go_beside_a_busy_one(rig: Rig, storage: HostStorage) -> None:
+    one, two = disk("vda", rig.raw("one.raw")), disk("vdb", rig.raw("two.raw"))
+    both = rig.exports([one, two])
+    await storage.present(both[:1], rig.initiator)
+    host_disk = await rig.attach(both, "vda")
+    async with busy(host_disk):
+        await storage.present(both, rig.initiator)
+        other = await rig.attach(both, "vdb")
+        assert other.size == 4 * MIB
+        await other.close()
+        await storage.present(both[:1], rig.initiator)
+        with pytest.raises(OSError):
+            await rig.attach(both, "vdb")
+    await host_disk.close()
+    assert [status.target for status in await storage.status()] == ["vda"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+async def test_a_killed_process_is_back_within_a_second(rig: Rig, storage: HostStorage, victim: int) -> None:
+    if victim >= len(rig.data_path):
+        pytest.skip("this transport has one process only")
+    exports = rig.exports([disk("vda", await rig.qcow2("top.qcow2", rig.raw("base.raw")), QCOW2)])
+    await storage.present(exports, rig.initiator)
+    async with watched(storage):
+        for turn in range(3):
+            host_disk = await rig.attach_soon(exports, "vda", 5)
+            await host_disk.write(turn * 4096, PATTERN)
+            await host_disk.flush()
+            before = rig.pids()
+            pid = before[rig.data_path[victim]]
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            start = time.monotonic()
+            await host_disk.close()
+            await until(lambda old=pid: old not in rig.pids().values(), 1, "it was killed")  # type: ignore[misc]
+            again = await rig.attach_soon(exports, "vda", 5)
+            took = time.monotonic() - start
+            for done in range(turn + 1):
+                assert await again.read(done * 4096, 4096) == PATTERN, "a flushed block is lost"
+            await again.close()
+            assert took < 1.0, f"{rig.data_path[victim]} came back only after {took:.2f} s"
+            after = rig.pids()
+            assert {k for k in before if before[k] != after[k]} == {rig.data_path[victim]}, (
+                "only what was dead is restarted"
+            )
+
+
+async def test_the_data_path_outlives_the_agent(rig: Rig) -> None:
+    disks = [disk("vda", rig.raw("one.raw"))]
+    exports = rig.exports(disks)
+    async with rig.agent(disks) as agent:
+        assert agent.stdout is not None
+        assert await agent.stdout.readline() == b"presenting\n"
+        assert await agent.stdout.readline() == b"presented\n"
+        host_disk, pids = await rig.attach(exports, "vda"), rig.pids()
+        async with busy(host_disk):
+            agent.send_signal(signal.SIGKILL)
+            await agent.wait()
+            await asyncio.sleep(0.2)
+            successor = rig.driver()
+            await successor.present(exports, rig.initiator)
+            assert rig.pids() == pids, "a new agent finds the processes of the old one"
+        await host_disk.close()
+        await successor.withdraw()
+    assert rig.remains() == []
+
+
+async def test_an_agent_killed_at_any_moment_of_present_is_recovered_from(rig: Rig) -> None:
+    disks = [
+        disk("vda", await rig.qcow2("top.qcow2", rig.raw("base.raw")), QCOW2),
+        disk("vdb", rig.raw("b.raw")),
+    ]
+    exports = rig.exports(disks)
+    for delay in (0.002, 0.02, 0.04, 0.08, 0.15, 0.3):
+        async with rig.agent(disks) as agent:
+            assert agent.stdout is not None
+            await agent.stdout.readline()
+            await asyncio.sleep(delay)
+            agent.send_signal(signal.SIGKILL)
+            await agent.wait()
+        successor = rig.driver()
+        await successor.present(exports, rig.initiator)
+        for target in ("vda", "vdb"):
+            host_disk = await rig.attach(exports, target)
+            assert host_disk.size == 4 * MIB, f"killed after {delay} s"
+            await host_disk.close()
+        await successor.withdraw()
+        assert rig.remains() == [], f"killed after {delay} s"
+
+
+async def test_withdraw_leaves_nothing_and_may_be_repeated(rig: Rig, storage: HostStorage) -> None:
+    exports = rig.exports([disk("vda", rig.raw("one.raw")), disk("vdb", rig.raw("two.raw"))])
+    await storage.present(exports, rig.initiator)
+    pids = [pid for pid in rig.pids().values() if pid is not None]
+    assert len(pids) == len(rig.data_path)
+    async with watched(storage):
+        await storage.withdraw()
+        await storage.withdraw()
+        await asyncio.sleep(0.2)  # the watch must not bring anything back
+    assert set(rig.pids().values()) == {None}
+    assert rig.remains() == []
+    assert list(rig.run.iterdir()) == [], "no socket, pidfile or configuration stays"
+    assert await storage.status() == ()
+    with pytest.raises(OSError):
+        await rig.attach(exports, "vda")
+
+
+async def test_presenting_nothing_is_withdrawing(rig: Rig, storage: HostStorage) -> None:
+    await storage.present(rig.exports([disk("vda", rig.raw("one.raw"))]), rig.initiator)
+    await storage.present((), rig.initiator)
+    assert set(rig.pids().values()) == {None} and rig.remains() == []
+
+
+async def test_a_readonly_disk_cannot_be_written(rig: Rig, storage: HostStorage) -> None:
+    path = rig.raw("one.raw")
+    exports = rig.exports([disk("vda", path, readonly=True)])
+    await storage.present(exports, rig.initiator)
+    host_disk = await rig.attach(exports, "vda")
+    with pytest.raises(OSError):
+        await host_disk.write(0, PATTERN)
+    assert path.read_bytes() == bytes(4 * MIB)
+    await host_disk.close()
+
+
+async def test_two_hosts_share_a_readonly_disk(rig: Rig, storage: HostStorage) -> None:
+    shared = disk("vda", rig.raw("one.raw"), readonly=True)
+    await storage.present(rig.exports([shared]), rig.initiator)
+    other = type(rig)(rig.place, "metal-2")
+    neighbour = other.driver()
+    await neighbour.present(other.exports([shared]), other.initiator)
+    await neighbour.withdraw()
+
+
+async def test_mistakes_are_told_and_leave_other_disks_alone(rig: Rig, storage: HostStorage) -> None:
+    good = disk("vda", rig.raw("good.raw"))
+    exports = rig.exports([good])
+    await storage.present(exports, rig.initiator)
+    host_disk = await rig.attach(exports, "vda")
+    async with busy(host_disk):
+        for bad, kind, word in (
+            (disk("vdb", rig.pool / "gone.raw"), Kind.NOT_FOUND, "gone.raw"),
+            (disk("vdb", rig.raw("x.raw"), QCOW2), Kind.INVALID, "not in qcow2 format"),
+            (disk("vdb", Path("/etc/passwd")), Kind.DENIED, "/etc/passwd"),
+            (disk("vdb", Path(good.path)), Kind.WRONG_STATE, "good.raw"),
+        ):
+            error = await refusal(storage, rig, [good, bad])
+            assert error.kind is kind, str(error)
+            assert word in str(error)
+    await storage.present(exports, rig.initiator)
+    await host_disk.close()
+
+
+async def test_a_volume_in_use_on_another_host_is_refused(rig: Rig, storage: HostStorage) -> None:
+    wanted = disk("vda", rig.raw("one.raw"))
+    await storage.present(rig.exports([wanted]), rig.initiator)
+    other = type(rig)(rig.place, "metal-2")
+    neighbour = other.driver()
+    error = await refusal(neighbour, other, [wanted])
+    assert error.kind is Kind.WRONG_STATE and "another process uses it" in str(error)
+    await neighbour.withdraw()
+    host_disk = await rig.attach(rig.exports([wanted]), "vda")
+    await host_disk.write(0, PATTERN)
+    await host_disk.close()
+    await storage.withdraw()
+    await neighbour.present(other.exports([wanted]), other.initiator)
+    await neighbour.withdraw()
+
+
+async def test_a_refused_first_present_leaves_nothing_after_withdraw(rig: Rig, storage: HostStorage) -> None:
+    await refusal(storage, rig, [disk("vda", rig.pool / "gone.raw")])
+    await storage.withdraw()
+    assert rig.remains() == [] and set(rig.pids().values()) == {None}
+
+
+async def test_what_cannot_come_back_is_tried_until_it_can(
+    rig: Rig, storage: HostStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = rig.raw("one.raw")
+    path.write_bytes(PATTERN.ljust(4 * MIB, b"\0"))
+    exports = rig.exports([disk("vda", path)])
+    await storage.present(exports, rig.initiator)
+    async with watched(storage):
+        hidden = path.rename(path.with_suffix(".hidden"))
+        pid = rig.pids()["qsd"]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: "does not come back" in caplog.text, 3, "the failure is logged")
+        assert "one.raw does not exist" in caplog.text
+        hidden.rename(path)
+        host_disk = await rig.attach_soon(exports, "vda", 5)
+        assert await host_disk.read(0, 4096) == PATTERN
+        await host_disk.close()
+
+
+@pytest.mark.root
+async def test_a_full_pool_fails_the_write_and_nothing_else(rig: Rig, storage: HostStorage) -> None:
+    with small_file_system(rig.pool):
+        exports = rig.exports([disk("vda", rig.raw("thin.raw", 8 * MIB))])
+        await storage.present(exports, rig.initiator)
+        host_disk = await rig.attach(exports, "vda")
+        await host_disk.write(0, PATTERN)
+        with pytest.raises(OSError):
+            for offset in range(MIB, 8 * MIB, MIB // 4):
+                await host_disk.write(offset, b"x" * (MIB // 4))
+        assert await host_disk.read(0, 4096) == PATTERN, "what was there is still there"
+        await host_disk.close()
+        await storage.withdraw()
+
+
+async def test_status_names_the_exports_and_never_invents_a_number(rig: Rig, storage: HostStorage) -> None:
+    exports = rig.exports([disk("vda", rig.raw("one.raw")), disk("vdb", rig.raw("two.raw"))])
+    await storage.present(exports, rig.initiator)
+    host_disk = await rig.attach(exports, "vda")
+    await host_disk.write(0, PATTERN)
+    await host_disk.read(0, 4096)
+    await host_disk.flush()
+    one, two = await storage.status()
+    assert (one.target, two.target) == ("vda", "vdb") and one.transport is rig.transport
+    assert one.read_bytes is None or one.read_bytes >= 4096
+    assert one.write_bytes is None or one.write_bytes >= 4096
+    assert one.read_bytes is None or two.write_bytes == 0
+    await host_disk.close()
