@@ -39,6 +39,19 @@ first_file() {
 	done
 }
 
+# fs_type DEVICE: the kernel's name of the file system on it, by its magic number; status 1 when we know none.
+fs_type() {
+	case $(bytes_at "$1" 1080 2) in 53ef) echo ext4; return ;; esac
+	case $(bytes_at "$1" 0 4) in 58465342) echo xfs; return ;; esac
+	case $(bytes_at "$1" 82 5)/$(bytes_at "$1" 54 4) in
+	4641543332/* | */46415431) echo vfat; return ;;
+	esac
+	case $(bytes_at "$1" 65600 8) in 5f42485266535f4d) echo btrfs; return ;; esac
+	return 1
+}
+
+bytes_at() { dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | xxd -p; }
+
 # module_files MODULES_DIR NAME…: paths of the modules and all they need, in loading order; built-in ones are left
 # out; status 1 names one that the kernel lacks.
 module_files() {
