@@ -35,9 +35,9 @@ def config_text(segment: Segment, bridge: str, index: int, user: str, bindings: 
     """dnsmasq's configuration for a segment (dnsmasq(8)), a pure function of what is bound.
 
     `index` is the bridge's: a bridge made anew under the old name changes the text, and so dnsmasq's socket
-    is bound anew. The agent has no address in the tenant's network: `shared-network` tells dnsmasq that requests
-    on the bridge are of that network all the same. The classless route (RFC 3442, 0.0.0.0 means on-link)
-    lets the host reach the responder to renew; it gets no router.
+    is bound anew. The agent has no address in the tenant's network: `shared-network` tells dnsmasq that
+    requests on the bridge are of that network all the same. The classless route (RFC 3442, 0.0.0.0 means
+    on-link) lets the host reach the responder to renew; it gets no router.
     """
     network = ipaddress.IPv4Network(segment.cidr)
     lines = [

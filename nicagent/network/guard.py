@@ -267,6 +267,7 @@ def _context() -> Any:
 
 def _refused(doing: str, error: str) -> NicagentError:
     words = error.strip().partition("\n")[0].partition("Error: ")[2] or error.strip() or "no reason given"
+    words = words.removeprefix("cache initialization failed: ")
     if "not permitted" in words or "Permission denied" in words:
         hint = "run the agent as root or give it CAP_NET_ADMIN"
     else:

@@ -1,7 +1,7 @@
-"""A lab for network tests: namespaces held by file descriptor, agents as processes in them, hosts that send raw frames.
+"""A lab for network tests: namespaces held by descriptors, agents as processes, hosts that send raw frames.
 
-A namespace lives as long as its descriptor, so a test that dies leaves nothing behind, and none needs a name.
-All of it works as root and inside a user namespace alike.
+A namespace lives as long as its descriptor, so a test that dies leaves nothing behind, and none needs a
+name. All of it works as root and inside a user namespace alike.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread of its own, whose namespace may be changed, and give back its result or error."""
+    """Run `work` in a thread of its own, whose namespace it may change; gives back its result or error."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -131,21 +131,26 @@ class AgentError(Exception):
 class Agent:
     """An agent's network driver in a process of its own (tests/network/runner.py), inside a namespace."""
 
-    def __init__(self, netns: Netns, overlay: Overlay, segments: dict[str, Segment], run_dir: Path) -> None:
-        self.netns, self._overlay, self._segments, self._run_dir = netns, overlay, segments, run_dir
+    def __init__(self, backend: str, netns: Netns, overlay: Overlay, run_dir: Path) -> None:
+        self.netns, self.overlay, self.segments, self.run_dir = netns, overlay, dict(SEGMENTS), run_dir
+        self._backend = backend
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the process and the driver in it; does nothing if it runs."""
-        if self._process is not None:
-            return
+        """Start the process and the driver in it."""
+        self.launch()
+        self.answer()
+
+    def launch(self) -> None:
+        """Start, without waiting for the driver's answer."""
         settings = {
-            "overlay": {f: getattr(self._overlay, f) for f in self._overlay.__struct_fields__},
+            "backend": self._backend,
+            "overlay": {f: getattr(self.overlay, f) for f in self.overlay.__struct_fields__},
             "segments": {
                 name: {f: getattr(segment, f) for f in segment.__struct_fields__}
-                for name, segment in self._segments.items()
+                for name, segment in self.segments.items()
             },
-            "run_dir": str(self._run_dir),
+            "run_dir": str(self.run_dir),
         }
         self._process = self.netns.popen(
             sys.executable,
@@ -155,7 +160,7 @@ class Agent:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self.ask("start")
+        self.send("start")
 
     def ask(self, call: str, *args: Any) -> Any:
         """Call the driver and await its answer."""
@@ -230,7 +235,7 @@ class Host:
         return PortBinding(Port("port0", segment, values["mac"], values["ipv4"]), **values)
 
     def dhcp(self, *options: str, tries: int = 4) -> dict[str, str]:
-        """Get a lease by busybox's udhcpc and apply it as its usual script would; empty when nobody offers one."""
+        """Get a lease by busybox's udhcpc and apply it; empty when nobody offers one."""
         script = Path(__file__).with_name("lease.sh")
         argv = ["busybox", "udhcpc", "-f", "-q", "-n", "-t", str(tries), "-T", "1", "-i", "eth0"]
         said = self.netns.run(*argv, "-s", str(script), *options, check=False)
@@ -257,15 +262,27 @@ class Wire:
         for frame in frames:
             self._socket.send(frame)
 
-    def hears(self, part: bytes, seconds: float) -> bool:
-        """Whether a frame containing `part` arrives in time. Own frames do not count."""
+    def heard(self, seconds: float) -> Iterator[bytes]:
+        """Frames that arrive, until the time is up. Own frames do not count."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self._socket], [], [], left)[0]:
                 frame, address = self._socket.recvfrom(65535)
-                if part in frame and address[2] != socket.PACKET_OUTGOING:
-                    return True
-        return False
+                if address[2] != socket.PACKET_OUTGOING:
+                    yield frame
+
+    def hears(self, part: bytes, seconds: float = 3.0) -> bool:
+        """Whether a frame containing `part` arrives in time."""
+        return any(part in frame for frame in self.heard(seconds))
+
+    def hears_before(self, part: bytes, last: bytes, seconds: float = 3.0) -> bool:
+        """Whether a frame with `part` arrives before one with `last`, which must arrive: order is kept."""
+        for frame in self.heard(seconds):
+            if part in frame:
+                return True
+            if last in frame:
+                return False
+        raise AssertionError(f"not even the frame with {last!r} arrived within {seconds:g} s")
 
     def close(self) -> None:
         self._socket.close()
@@ -273,15 +290,17 @@ class Wire:
 
 @dataclass
 class Lab:
-    """Two agents on an underlay, a host behind each, one segment (`blue`), and a second (`red`) for isolation."""
+    """Two agents on an underlay, a host behind each, and two segments, `blue` and `red`."""
 
     agents: list[Agent] = field(default_factory=list)
     hosts: list[Host] = field(default_factory=list)
 
     def open_all(self) -> None:
         """Start the agents and present every host's port."""
+        for agent in self.agents:
+            agent.launch()
         for agent, host in zip(self.agents, self.hosts, strict=True):
-            agent.start()
+            agent.answer()
             agent.present(host.name, host.binding())
 
     def address_all(self) -> None:
@@ -297,8 +316,8 @@ SEGMENTS = {
 
 
 @contextlib.contextmanager
-def lab(tmp: Path) -> Iterator[Lab]:
-    """Build a lab; at the end everything in it is gone."""
+def lab(tmp: Path, backend: str = "bridge") -> Iterator[Lab]:
+    """Build a lab whose agents have this back end (see runner.py); at the end everything in it is gone."""
     made = Lab()
     with contextlib.ExitStack() as stack:
 
@@ -313,10 +332,9 @@ def lab(tmp: Path) -> Iterator[Lab]:
             peers = tuple(f"192.0.2.{n}" for n in (1, 2) if n != number)
             space.run("ip", "addr", "add", f"192.0.2.{number}/24", "dev", "under")
             space.run("ip", "link", "set", "under", "up")
-            agent = Agent(
-                space, Overlay(local=f"192.0.2.{number}", peers=peers), SEGMENTS, tmp / f"run{number}"
-            )
-            stack.callback(_end_daemons, tmp / f"run{number}")
+            overlay = Overlay(local=f"192.0.2.{number}", peers=peers)
+            agent = Agent(backend, space, overlay, tmp / f"run{number}")
+            stack.callback(_end_daemons, agent.run_dir)
             stack.callback(agent.kill)
             host = Host(
                 netns(), f"02:00:00:00:00:{number:02x}", f"10.100.0.{10 + number}", "nic0", f"metal-{number}"
@@ -338,6 +356,9 @@ def _end_daemons(run_dir: Path) -> None:
 
 # ── frames ──
 
+MARK = b"nicagent-forged-frame"
+HONEST = b"nicagent-honest-frame"
+
 
 def _bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
@@ -347,6 +368,11 @@ def ether(source: str, kind: int, payload: bytes, to: str = "ff:ff:ff:ff:ff:ff")
     return _bytes(to) + _bytes(source) + struct.pack("!H", kind) + payload
 
 
+def vlan(frame: bytes, tag: int) -> bytes:
+    """The frame with an 802.1Q tag."""
+    return frame[:12] + struct.pack("!HH", 0x8100, tag) + frame[12:]
+
+
 def arp(source: str, sender_mac: str, sender: str, target: str, operation: int = 1, htype: int = 1) -> bytes:
     """An ARP packet (RFC 826) in a broadcast frame, with a mark in the padding to be found by."""
     body = struct.pack("!HHBBH", htype, 0x0800, 6, 4, operation)
@@ -354,15 +380,28 @@ def arp(source: str, sender_mac: str, sender: str, target: str, operation: int =
     return ether(source, 0x0806, body + MARK)
 
 
-def udp(source: str, src: str, dst: str, sport: int, dport: int, to: str = "ff:ff:ff:ff:ff:ff") -> bytes:
-    """A UDP datagram (no checksum, which IPv4 allows) with the mark as payload."""
-    length = 8 + len(MARK)
+def udp(
+    source: str,
+    src: str,
+    dst: str,
+    ports: tuple[int, int],
+    payload: bytes = MARK,
+    to: str = "ff:ff:ff:ff:ff:ff",
+) -> bytes:
+    """A UDP datagram in a frame; `ports` are source and destination. No UDP checksum, which IPv4 allows."""
+    length = 8 + len(payload)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0, 64, 17, 0)
     head += socket.inet_aton(src) + socket.inet_aton(dst)
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)
     head = head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:]
-    return ether(source, 0x0800, head + struct.pack("!HHHH", sport, dport, length, 0) + MARK, to)
+    return ether(source, 0x0800, head + struct.pack("!HHHH", *ports, length, 0) + payload, to)
+
+
+def dhcp_renewal(mac: str, address: str, xid: bytes) -> bytes:
+    """A DHCPREQUEST of a client that renews or rebinds (RFC 2131 §4.3.2): its address in ciaddr."""
+    head = struct.pack("!BBBB4sHH", 1, 1, 6, 0, xid, 0, 0) + socket.inet_aton(address) + bytes(12)
+    return head + _bytes(mac).ljust(208, b"\0") + b"\x63\x82\x53\x63" + b"\x35\x01\x03\xff"
 
 
 def router_advertisement(source: str) -> bytes:
@@ -375,10 +414,7 @@ def router_advertisement(source: str) -> bytes:
     return ether(source, 0x86DD, head + addresses + body, "33:33:00:00:00:01")
 
 
-MARK = b"nicagent-test-mark"
-
-
-def udp_ports_open(netns: Netns, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+def reachable(netns: Netns, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Which of these TCP (address, port) pairs accept a connection from inside."""
 
     def probe() -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import msgspec
 from nicagent.config import Overlay, Segment
 from nicagent.errors import NicagentError
 from nicagent.model import PortBinding
+from nicagent.network.contract import NetworkDriver
 from nicagent.network.overlay import OverlayNetwork
 
+BACKENDS: dict[str, Callable[[Overlay, dict[str, Segment], Path], NetworkDriver]] = {"bridge": OverlayNetwork}
 
-async def perform(driver: OverlayNetwork, call: str, args: list[Any]) -> Any:
+
+async def perform(driver: NetworkDriver, call: str, args: list[Any]) -> Any:
     if call == "present":
         return await driver.present(args[0], msgspec.convert(args[1], list[PortBinding]))
     if call == "status":
@@ -26,7 +30,7 @@ async def perform(driver: OverlayNetwork, call: str, args: list[Any]) -> Any:
 
 
 async def main(settings: dict[str, Any]) -> None:
-    driver = OverlayNetwork(
+    driver = BACKENDS[settings["backend"]](
         msgspec.convert(settings["overlay"], Overlay),
         msgspec.convert(settings["segments"], dict[str, Segment]),
         Path(settings["run_dir"]),
