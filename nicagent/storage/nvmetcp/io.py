@@ -45,6 +45,17 @@ def _writable(namespace: Namespace) -> None:
         raise NvmeError(Status.WRITE_PROTECTED | DNR)
 
 
+def _counted(namespace: Namespace, future: asyncio.Future[None]) -> asyncio.Future[None]:
+    """`future`, whose failure is counted."""
+
+    def count(ended: asyncio.Future[None]) -> None:
+        if not ended.cancelled() and ended.exception() is not None:
+            namespace.counters.errors += 1
+
+    future.add_done_callback(count)
+    return future
+
+
 def read(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     """Read (6.9). Served in this wake-up if the back end has the data at hand."""
     namespace = _namespace(queue, sqe.nsid)
@@ -56,7 +67,9 @@ def read(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     namespace.counters.read(length)
     backend = namespace.backend
     if not queue.read_now(sqe.cid, length, backend.read_now, offset):
-        queue.read_later(sqe.cid, length, lambda view: backend.read(offset, view), Status.READ_ERROR)
+        queue.read_later(
+            sqe.cid, length, lambda view: _counted(namespace, backend.read(offset, view)), Status.READ_ERROR
+        )
 
 
 def write(queue: Queue, sqe: Sqe, data: memoryview) -> None:
@@ -75,7 +88,7 @@ def write(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     kept = queue.keep(data)
     queue.pend(
         sqe.cid,
-        namespace.backend.write(offset, kept, durable=durable),
+        _counted(namespace, namespace.backend.write(offset, kept, durable=durable)),
         Status.WRITE_FAULT,
         weight=length if kept is not data else 0,  # data that came by R2T is accounted for already
     )
@@ -92,7 +105,7 @@ def flush(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     if not namespaces:
         queue.respond(sqe.cid)
         return
-    futures = [namespace.backend.flush() for namespace in namespaces]
+    futures = [_counted(namespace, namespace.backend.flush()) for namespace in namespaces]
     queue.pend(sqe.cid, _all(futures), Status.WRITE_FAULT)
 
 
@@ -104,7 +117,7 @@ def write_zeroes(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     namespace.counters.write_zeroes_ops += 1
     may_unmap, durable = bool(sqe.cdw12 & DEALLOCATE), bool(sqe.cdw12 & FUA)
     future = namespace.backend.write_zeroes(offset, length, may_unmap=may_unmap, durable=durable)
-    queue.pend(sqe.cid, future, Status.WRITE_FAULT)
+    queue.pend(sqe.cid, _counted(namespace, future), Status.WRITE_FAULT)
 
 
 def dataset_management(queue: Queue, sqe: Sqe, data: memoryview) -> None:
@@ -126,7 +139,7 @@ def dataset_management(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     if not sqe.cdw11 & AD or not ranges:
         queue.respond(sqe.cid)
         return
-    futures = [namespace.backend.discard(offset, length) for offset, length in ranges]
+    futures = [_counted(namespace, namespace.backend.discard(*one)) for one in ranges]
     queue.pend(sqe.cid, _all(futures), Status.WRITE_FAULT)
 
 
