@@ -43,6 +43,8 @@ Watcher = Callable[[Change], None]
 # domain UUID, host, its disks, identities stored before → what is to be exported
 DeriveExports = Callable[[str, str, Sequence[Disk], Mapping[str, ExportIdentity]], tuple[Export, ...]]
 
+AUTOSTART_SECONDS = 60.0  # a host whose power cannot be read for so long after the boot is passed over
+
 STARTED = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
 STOPPED = frozenset({HostState.FREE, HostState.FAULT})
 
@@ -94,8 +96,15 @@ class Controller:
         """Start what is marked autostart: once per boot of the board, never on an agent restart."""
         if await self._store.swap_meta("boot-id", boot_id) in (None, boot_id):
             return
-        for domain in list(self._domains.values()):
-            if domain.autostart and domain.uuid not in self._active:
+        wanted = [d for d in self._domains.values() if d.autostart and d.uuid not in self._active]
+        if not wanted:
+            return
+        # The agent has just started too: no host is placed on before its first power fact is in.
+        async with asyncio.TaskGroup() as group:
+            for walker in self._walkers.values():
+                group.create_task(walker.await_fact(AUTOSTART_SECONDS))
+        for domain in wanted:
+            if domain.uuid not in self._active:
                 try:
                     await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
                 except NicagentError as e:
@@ -126,7 +135,8 @@ class Controller:
         self._active.pop(uuid, None)
         run = record.run
         assert run is not None
-        self._last[uuid] = (run.ending, run.failure or record.reason)
+        if uuid in self._domains:  # a transient domain is forgotten with its run
+            self._last[uuid] = (run.ending, run.failure or record.reason)
 
     def _emit(
         self,
@@ -273,19 +283,27 @@ class Controller:
             status = self.domain(uuid)
             await self._store.drop_domain(uuid)
             del self._domains[uuid]
+            await self._forget_derived()
         self._last.pop(uuid, None)
         log.info("domain %s undefined (%s)", domain.name, cause)
         self._emit(event=DomainEvent.UNDEFINED, domain=status)
 
+    async def _forget_derived(self, *also: str) -> None:
+        """Drop leases and disk identities of domains that are gone. Those of a running domain stay with it,
+        also when its definition goes: its address must not be given to another.
+        """
+        await self._store.forget_derived({*self._domains, *self._active, *also})
+
     async def set_autostart(self, uuid: str, autostart: bool, cause: Cause) -> None:
         """Mark a persistent domain to be started when the board comes up."""
-        domain = self._domains.get(uuid)
-        if domain is None:
-            self.definition(uuid)
-            raise NicagentError(Kind.WRONG_STATE, "cannot set autostart for transient domain")
-        domain = replace(domain, autostart=autostart)
-        await self._store.put_domain(domain)
-        self._domains[uuid] = domain
+        async with self._placing:
+            domain = self._domains.get(uuid)
+            if domain is None:
+                self.definition(uuid)
+                raise NicagentError(Kind.WRONG_STATE, "cannot set autostart for transient domain")
+            domain = replace(domain, autostart=autostart)
+            await self._store.put_domain(domain)
+            self._domains[uuid] = domain
         log.info("domain %s autostart %s (%s)", domain.name, autostart, cause)
 
     # ---- power of domains
@@ -296,11 +314,13 @@ class Controller:
 
     async def create(self, domain: Domain, cause: Cause) -> DomainStatus:
         """Start a transient domain (or a defined one by its XML)."""
-        self._check(domain)
-        return await self._start(replace(domain, persistent=domain.uuid in self._domains), cause)
+        return await self._start(domain, cause, check=True)
 
-    async def _start(self, domain: Domain, cause: Cause) -> DomainStatus:
+    async def _start(self, domain: Domain, cause: Cause, *, check: bool = False) -> DomainStatus:
         async with self._placing:
+            if check:
+                self._check(domain)
+                domain = replace(domain, persistent=domain.uuid in self._domains)
             if domain.uuid in self._active:
                 raise NicagentError(Kind.WRONG_STATE, "domain is already running")
             walker = self._place(domain)
@@ -309,7 +329,9 @@ class Controller:
         state = await reached
         if state is HostState.RUNNING:
             return self.domain(domain.uuid)
-        failure = walker.record.reason if state is HostState.FAULT else self._last[domain.uuid][1]
+        failure = walker.record.reason
+        if state is HostState.FREE:
+            failure = (walker.last.failure if walker.last else "") or "it was stopped meanwhile"
         raise NicagentError(
             Kind.UNAVAILABLE, f"domain {domain.name} did not start on {walker.parts.name}: {failure}"
         )
@@ -326,7 +348,8 @@ class Controller:
             refusals.append(f"{name} {refusal}")
         raise NicagentError(
             Kind.WRONG_STATE,
-            f"no host can take domain {domain.name}: {'; '.join(refusals)}",
+            f"no host can take domain {domain.name}: "
+            f"{'; '.join(refusals) or f'{domain.host} is not in the config'}",
             "nicagent hosts shows them all",
         )
 
@@ -348,6 +371,7 @@ class Controller:
 
     async def _plan(self, domain: Domain, parts: Parts) -> Run:
         """Everything that the run needs, resolved before anything is touched."""
+        await self._forget_derived(domain.uuid)
         bindings = []
         for number, port in enumerate(domain.ports):
             bindings.append(await self._bind(domain, port, parts, number))
@@ -369,6 +393,12 @@ class Controller:
                 "leave the MAC out of the definition, or give the NIC's own",
             )
         if port.ipv4 is not None:
+            if not _lies_in(port.ipv4, segment.cidr):
+                raise NicagentError(
+                    Kind.INVALID,
+                    f"{port.name} of {domain.name} wants {port.ipv4}, which is no address of {segment.cidr}",
+                    f"take one of segment {port.segment}, or leave it to the agent",
+                )
             candidates = [port.ipv4]
         else:
             first, last = (int(ipaddress.IPv4Address(end)) for end in segment.range)
@@ -455,6 +485,13 @@ class Controller:
             return self.host(host)
         await self.power(host, PowerAction.OFF, cause)
         return await self.power(host, PowerAction.ON, cause)
+
+
+def _lies_in(address: str, cidr: str) -> bool:
+    try:
+        return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(cidr)
+    except ValueError:
+        return False
 
 
 def _host_status(record: HostRecord, power: Power) -> HostStatus:

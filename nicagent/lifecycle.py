@@ -4,7 +4,7 @@
 and how the run ends. A pair that is not in the table is an error (`illegal`), never ignored: facts that
 change nothing in a state have a row that says so.
 
-Every state but the two of rest (free, running) has a deadline; when it is spent, DEADLINE leads out.
+Every state but those of rest (free, running, fault) has a deadline; when it is spent, DEADLINE leads out.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ loop answers libvirt meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,9 @@ class Store:
         def guarded() -> T:
             try:
                 return work(self._db)
-            except sqlite3.OperationalError as e:
+            except sqlite3.IntegrityError:
+                raise  # a constraint: the caller knows what it means
+            except sqlite3.DatabaseError as e:
                 raise _readable(e) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
@@ -136,13 +139,19 @@ class Store:
             ) from None
 
     async def drop_domain(self, uuid: str) -> None:
-        """Forget a domain with everything that was derived for it."""
+        """Forget a definition. What was derived for it goes by `forget_derived`, once nothing runs by it."""
+        await self._write("DELETE FROM domain WHERE uuid = ?", uuid)
+
+    async def forget_derived(self, known: Collection[str]) -> None:
+        """Forget identities and leases of every domain that is not among `known`."""
 
         def work(db: sqlite3.Connection) -> None:
+            keep = (msgspec.json.encode(sorted(known)).decode(),)
             with db:
-                db.execute("DELETE FROM domain WHERE uuid = ?", (uuid,))
-                db.execute("DELETE FROM identity WHERE domain = ?", (uuid,))
-                db.execute("DELETE FROM lease WHERE domain = ?", (uuid,))
+                for table in ("identity", "lease"):
+                    # Not interpolated input: the two names above.
+                    statement = f"DELETE FROM {table} WHERE domain NOT IN (SELECT value FROM json_each(?))"  # noqa: S608
+                    db.execute(statement, keep)
 
         await self._do(work)
 
@@ -256,15 +265,18 @@ def _json(value: object) -> str:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=2.0, check_same_thread=False)
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one writer: a second agent fails here
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        _migrate(db, path)
-    except (OSError, sqlite3.DatabaseError) as e:
-        raise _readable(e, path) from None
+    with contextlib.ExitStack() as on_failure:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            db = sqlite3.connect(path, timeout=2.0, check_same_thread=False)
+            on_failure.callback(db.close)
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one writer: a second agent fails here
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            _migrate(db, path)
+        except (OSError, sqlite3.DatabaseError) as e:
+            raise _readable(e, path) from None
+        on_failure.pop_all()
     return db
 
 

@@ -77,6 +77,7 @@ class Walker:
         self.parts = parts
         self.record = record
         self.power = Power.UNKNOWN
+        self.last: Run | None = None  # the run that ended here last, with its ending
         self._store = store
         self._publish = publish
         self._queue: asyncio.Queue[_Step] = asyncio.Queue(maxsize=256)
@@ -162,9 +163,16 @@ class Walker:
 
     async def await_power(self, wanted: Power, seconds: float) -> bool:
         """Wait until power reads `wanted`; False when the time is spent."""
+        return await self._await_power(lambda power: power is wanted, seconds)
+
+    async def await_fact(self, seconds: float) -> bool:
+        """Wait until power can be read and its watcher has said so; False when the time is spent."""
+        return await self._await_power(lambda _: self.power is not Power.UNKNOWN, seconds)
+
+    async def _await_power(self, enough: Callable[[Power], bool], seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                while await self.parts.power.read() is not wanted:
+                while not enough(await self.parts.power.read()):
                     # Watch and read both: an edge wakes us, a poll finds what a driver could not watch.
                     self._power_seen.clear()
                     with contextlib.suppress(TimeoutError):
@@ -254,6 +262,7 @@ class Walker:
         """Publish the move, and the end of a run with it."""
         old, self.record = self.record, record
         if record.state is HostState.FREE and old.run is not None:
+            self.last = old.run
             self._publish(replace(record, run=old.run), self.power, old.run.ending)
         else:
             self._publish(record, self.power, row.tells)
@@ -287,8 +296,8 @@ class Walker:
     async def _stop_acting(self) -> None:
         if self._acting is not None:
             self._acting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._acting
+            # Not `await` with its CancelledError suppressed: that would swallow our own cancellation too.
+            await asyncio.wait([self._acting])
             self._acting = None
 
     async def _act(self, row: Row, cause: Cause, of: int) -> None:
