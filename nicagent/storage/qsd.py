@@ -272,6 +272,9 @@ class BlockEngine:
                     "name": target,
                     "node-name": plan.top,
                     "writable": not plan.disk.readonly,
+                    # qcow2 keeps changed tables in memory until a flush. Its host outlives this daemon: it
+                    # would flush after a restart and be told that writes are safe whose tables are gone.
+                    "writethrough": plan.disk.format is VolumeFormat.QCOW2,
                 },
             )
         except ExecuteError as e:

@@ -23,6 +23,7 @@ from nicagent.storage import identity
 from nicagent.storage.build import make_storage
 from nicagent.storage.contract import HostStorage
 from tests.storage.nbd_client import NbdClient
+from tests.storage.nvmetcp.initiator import Closed, Completion, Host
 
 DOMAIN = "0d7f4f4e-4b7e-4d0e-9a53-0c2f6f5b8a01"
 MIB = 1 << 20
@@ -166,13 +167,94 @@ class VirtioRig(Rig):
         return [str(path) for path in self.slot.iterdir()] if self.slot.exists() else []
 
 
-RIGS: dict[str, Callable[..., Rig]] = {"virtio": VirtioRig}
+class NvmeDisk:
+    """A namespace over an association of its own, in threads, since the test's host is a blocking one."""
+
+    def __init__(self, host: Host, export: Export, serial: str) -> None:
+        self._host = host
+        self._nsid = export.identity.nsid
+        namespace = host.identify(0, self._nsid).data
+        self.size = int.from_bytes(namespace[:8], "little") * 512
+        if not self.size:
+            raise FileNotFoundError(f"no namespace {self._nsid}")
+        names = (namespace[104:120].hex(), namespace[120:128].hex())
+        assert names == (export.identity.nguid, export.identity.eui64), "identity is as given, always"
+        assert host.identify(1).data[4:24].decode().rstrip() == serial, "the first disk's serial, always"
+
+    async def _done(self, work: Callable[[], Completion]) -> bytes:
+        try:
+            done = await asyncio.to_thread(work)
+        except Closed:
+            raise ConnectionError("the target closed the connection") from None
+        if done.status:
+            raise OSError(f"NVMe status {done.status:#x}")
+        return done.data
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._done(lambda: self._host.read(offset, length, nsid=self._nsid))
+
+    async def write(self, offset: int, data: bytes) -> None:
+        await self._done(lambda: self._host.write(offset, data, nsid=self._nsid))
+
+    async def flush(self) -> None:
+        await self._done(lambda: self._host.flush(nsid=self._nsid))
+
+    async def close(self) -> None:
+        self._host.close()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+@dataclass
+class NvmeTcpRig(Rig):
+    """The disks as namespaces, looked at by an initiator that shares no code with the target."""
+
+    transport = Transport.NVME_TCP
+    data_path = ("qsd", "nvmetcp")
+
+    def settings(self) -> config.Storage:
+        port, discovery_port = self.ports
+        return config.Storage(transport=self.transport, port=port, discovery_port=discovery_port)
+
+    @property
+    def ports(self) -> list[int]:
+        """Of the subsystem and of discovery; in a file, because another process may ask too."""
+        known = self.place / f"ports-{self.host}"
+        if not known.exists():
+            known.write_text(" ".join(map(str, free_ports(2))))
+        return [int(port) for port in known.read_text().split()]
+
+    async def attach(self, exports: Sequence[Export], target: str) -> NvmeDisk:
+        (export,) = (export for export in exports if export.disk.target == target)
+        return await asyncio.to_thread(self.attach_as, export, self.initiator.hostnqn, exports)
+
+    def attach_as(self, export: Export, hostnqn: str, exports: Sequence[Export]) -> NvmeDisk:
+        """Connect under any name; what the target refuses is an OSError."""
+        try:
+            host = Host(self.ports[0], export.identity.nqn, hostnqn)
+        except (Closed, AssertionError) as e:
+            raise ConnectionRefusedError(str(e)) from None
+        try:
+            first = min(exports, key=lambda export: export.identity.nsid)
+            return NvmeDisk(host, export, first.identity.serial)
+        except OSError:
+            host.close()
+            raise
+
+    def remains(self) -> list[str]:
+        found = []
+        for port in self.ports:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                found.append(f"somebody listens on port {port}")
+        return found
+
+
+RIGS: dict[str, Callable[..., Rig]] = {"virtio": VirtioRig, "nvme-tcp": NvmeTcpRig}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.conformance.storage_rig import (
     MIB,
     RIGS,
     HostDisk,
+    NvmeTcpRig,
     Rig,
     disk,
     short_directory,
@@ -161,6 +163,32 @@ async def test_a_killed_process_is_back_within_a_second(rig: Rig, storage: HostS
             assert {k for k in before if before[k] != after[k]} == {rig.data_path[victim]}, (
                 "only what was dead is restarted"
             )
+
+
+@pytest.mark.parametrize("format", list(VolumeFormat))
+async def test_a_flush_means_every_write_before_it_also_over_a_dead_block_engine(
+    rig: Rig, storage: HostStorage, format: VolumeFormat
+) -> None:
+    """The host lives on when the engine dies, so a write that was answered must not live in the engine."""
+    path = rig.raw("one.raw", 16 * MIB)
+    if format is QCOW2:
+        path = await rig.qcow2("top.qcow2", path)
+    exports = rig.exports([disk("vda", path, format)])
+    await storage.present(exports, rig.initiator)
+    host_disk = await rig.attach(exports, "vda")
+    for offset in range(0, 16 * MIB, MIB // 4):
+        await host_disk.write(offset, PATTERN)
+    pid = rig.pids()["qsd"]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    async with watched(storage):
+        await until(lambda: rig.pids()["qsd"] not in (None, pid), 3, "the block engine is started again")
+        again = await rig.attach_soon(exports, "vda", 3)
+        await again.flush()
+        lost = [o for o in range(0, 16 * MIB, MIB // 4) if await again.read(o, 4096) != PATTERN]
+        assert not lost, f"{len(lost)} writes are lost that were answered and then flushed"
+        await again.close()
+    await host_disk.close()
 
 
 async def test_the_data_path_outlives_the_agent(rig: Rig) -> None:
@@ -338,3 +366,83 @@ async def test_status_names_the_exports_and_never_invents_a_number(rig: Rig, sto
     assert one.write_bytes is None or one.write_bytes >= 4096
     assert one.read_bytes is None or two.write_bytes == 0
     await host_disk.close()
+
+
+@pytest.fixture
+async def nvme() -> AsyncIterator[NvmeTcpRig]:
+    with short_directory() as place:
+        rig = NvmeTcpRig(place)
+        yield rig
+        await rig.driver().withdraw()
+
+
+async def test_io_goes_on_over_a_dead_block_engine(nvme: NvmeTcpRig) -> None:
+    """The target holds what a host asks for meanwhile; the host notices a pause and nothing else."""
+    storage = nvme.driver()
+    exports = nvme.exports([disk("vda", await nvme.qcow2("top.qcow2", nvme.raw("base.raw")), QCOW2)])
+    await storage.present(exports, nvme.initiator)
+    host_disk = await nvme.attach(exports, "vda")
+    async with watched(storage):
+        for _ in range(3):
+            async with busy(host_disk):
+                pid = nvme.pids()["qsd"]
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                await until(lambda old=pid: nvme.pids()["qsd"] not in (None, old), 3, "it comes back")  # type: ignore[misc]
+    await host_disk.close()
+
+
+async def test_only_the_hosts_own_initiator_may_connect(nvme: NvmeTcpRig) -> None:
+    exports = nvme.exports([disk("vda", nvme.raw("one.raw"))])
+    await nvme.driver().present(exports, nvme.initiator)
+    stranger = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000000"
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.to_thread(nvme.attach_as, exports[0], stranger, exports)
+    await (await nvme.attach(exports, "vda")).close()
+
+
+async def test_counters_of_a_namespace(nvme: NvmeTcpRig) -> None:
+    storage = nvme.driver()
+    exports = nvme.exports([disk("vda", nvme.raw("one.raw")), disk("vdb", nvme.raw("two.raw"))])
+    await storage.present(exports, nvme.initiator)
+    before, _ = await storage.status()
+    assert (before.connected, before.read_ops, before.first_read) == (False, 0, None)
+    host_disk = await nvme.attach(exports, "vda")
+    await host_disk.write(0, PATTERN)
+    await host_disk.read(0, 4096)
+    await host_disk.read(0, 512)
+    await host_disk.flush()
+    one, two = await storage.status()
+    assert (one.read_ops, one.read_bytes, one.write_ops, one.write_bytes, one.flush_ops) == (
+        2,
+        4608,
+        1,
+        4096,
+        1,
+    )
+    assert one.connected and one.first_read is not None
+    assert (two.read_ops, two.write_ops, two.first_read) == (0, 0, None)
+    await host_disk.close()
+
+
+async def test_a_disk_that_comes_does_not_change_the_controller_of_a_busy_one(nvme: NvmeTcpRig) -> None:
+    """A controller has one serial, the first disk's; a new first disk must not end the association."""
+    storage = nvme.driver()
+    both = nvme.exports([disk("vda", nvme.raw("one.raw")), disk("vdb", nvme.raw("two.raw"))])
+    await storage.present(both[1:], nvme.initiator)
+    host_disk = await nvme.attach(both[1:], "vdb")
+    async with busy(host_disk):
+        await storage.present(both, nvme.initiator)
+        await nvme.driver().present(both, nvme.initiator)
+    await host_disk.close()
+
+
+async def test_a_taken_port_is_told(nvme: NvmeTcpRig) -> None:
+    storage, port = nvme.driver(), nvme.ports[0]
+    exports = nvme.exports([disk("vda", nvme.raw("one.raw"))])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(NicagentError) as caught:
+        await storage.present(exports, nvme.initiator)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert f"127.0.0.1:{port}" in str(caught.value) and "taken" in str(caught.value)
+    await storage.present(exports, nvme.initiator)
+    await (await nvme.attach(exports, "vda")).close()

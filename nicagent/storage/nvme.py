@@ -1,0 +1,153 @@
+"""Disks as NVMe namespaces over TCP: volume → block engine → NBD → our user-space target → the host.
+
+Every volume goes through the block engine, raw ones too: it holds the image locks that keep a second writer
+out, and it is where snapshots and mirrors under a running host come from.
+
+One subsystem holds a domain's disks; only the host's own NQN may connect. The target listens on the agent's
+address of the provision link and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from nicagent.model import Export, ExportStatus, Initiator, Transport
+from nicagent.storage.contract import HostStorage
+from nicagent.storage.keeper import Keeper
+from nicagent.storage.nvmetcp.config import Listen, Namespace, NbdBackend, Subsystem, TargetConfig
+from nicagent.storage.nvmetcp.contract import NamespaceStatus, TargetStatus
+from nicagent.storage.qsd import BlockEngine
+from nicagent.storage.target import TargetProcess
+
+
+class NvmeTcpStorage(HostStorage):
+    """A host's storage as namespaces of an NVMe/TCP subsystem."""
+
+    transport = Transport.NVME_TCP
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        address: str,
+        port: int,
+        discovery_port: int,
+        run: Path,
+        logs: Path,
+        pools: Sequence[Path],
+    ) -> None:
+        """`address` is the agent's on the provision link; `run` and `logs` directories of this host's own."""
+        self._listen: tuple[Listen, ...] = (Listen(address, port),)  # answers discovery too
+        if discovery_port != port:
+            self._listen += (Listen(address, discovery_port, discovery=True),)
+        self._engine = BlockEngine(host, run, logs / "qsd.log", run / "nbd.sock", pools)
+        self._target = TargetProcess(host, run, logs / "nvmetcp.log")
+        self._lock = asyncio.Lock()
+        self._exports: tuple[Export, ...] = ()
+        self._initiator: Initiator | None = None
+        self._keeper = Keeper(host, self._pids, self._mend)
+
+    async def present(self, exports: Sequence[Export], initiator: Initiator) -> None:
+        async with self._lock:
+            self._exports, self._initiator = tuple(exports), initiator
+            await self._converge()
+            self._keeper.want(bool(exports))
+
+    async def withdraw(self) -> None:
+        async with self._lock:
+            self._keeper.want(False)
+            self._exports, self._initiator = (), None
+            await self._take_down()
+
+    async def status(self) -> tuple[ExportStatus, ...]:
+        async with self._lock:
+            if not self._exports:
+                return ()
+            return _statuses(self._exports, await self._target.status())
+
+    async def watch_over(self) -> None:
+        await self._keeper.watch()
+
+    async def close(self) -> None:
+        self._keeper.want(False)
+
+    def _pids(self) -> list[int | None]:
+        return [self._engine.daemon.pid(), self._target.daemon.pid()]
+
+    async def _mend(self) -> None:
+        async with self._lock:
+            if self._exports and None in self._pids():
+                await self._converge()
+
+    async def _converge(self) -> None:
+        if not self._exports or self._initiator is None:
+            await self._take_down()
+            return
+        await self._engine.present([export.disk for export in self._exports])
+        await self._target.converge(self._config(self._initiator))
+
+    async def _take_down(self) -> None:
+        # The target first: it would wait for a block engine that is gone.
+        await self._target.stop()
+        await self._engine.stop()
+
+    def _config(self, initiator: Initiator) -> TargetConfig:
+        by_nqn: dict[str, list[Export]] = {}
+        for export in self._exports:
+            by_nqn.setdefault(export.identity.nqn, []).append(export)
+        serials = self._target.serials()
+        subsystems = (
+            Subsystem(
+                nqn=nqn,
+                # A controller has one serial for all its namespaces: that of the first disk. A host that is
+                # connected must not see it change when another disk becomes the first.
+                serial=serials.get(nqn) or min(members, key=_nsid).identity.serial,
+                hosts=(initiator.hostnqn,),
+                namespaces=tuple(self._namespace(export) for export in members),
+            )
+            for nqn, members in by_nqn.items()
+        )
+        return TargetConfig(self._listen, str(self._target.control), tuple(subsystems))
+
+    def _namespace(self, export: Export) -> Namespace:
+        identity = export.identity
+        return Namespace(
+            nsid=identity.nsid,
+            uuid=uuid.UUID(identity.uuid),
+            nguid=identity.nguid,
+            eui64=identity.eui64,
+            readonly=export.disk.readonly,
+            backend=NbdBackend(str(self._engine.nbd), export.disk.target),
+        )
+
+
+def _nsid(export: Export) -> int:
+    return export.identity.nsid
+
+
+def _statuses(exports: Sequence[Export], target: TargetStatus) -> tuple[ExportStatus, ...]:
+    connected = {controller.subnqn for controller in target.controllers}
+    shown = {(one.nqn, space.nsid): space for one in target.subsystems for space in one.namespaces}
+    return tuple(
+        _status(export, shown.get((export.identity.nqn, export.identity.nsid)), connected)
+        for export in exports
+    )
+
+
+def _status(export: Export, space: NamespaceStatus | None, connected: set[str]) -> ExportStatus:
+    if space is None:
+        return ExportStatus(export.disk.target, Transport.NVME_TCP)
+    return ExportStatus(
+        target=export.disk.target,
+        transport=Transport.NVME_TCP,
+        connected=export.identity.nqn in connected,
+        read_ops=space.read_ops,
+        read_bytes=space.read_bytes,
+        write_ops=space.write_ops,
+        write_bytes=space.write_bytes,
+        flush_ops=space.flush_ops,
+        first_read=space.first_read_time or None,
+    )

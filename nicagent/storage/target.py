@@ -1,0 +1,151 @@
+"""The NVMe/TCP target process as the agent sees it: start, tell, ask, end.
+
+Its configuration file is the whole truth: it is made durable before the process hears of it, so a target
+that is started again by anybody shows the very same subsystems.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.proc import Daemon
+from nicagent.storage.keeper import any_ended, last_line, trim_log
+from nicagent.storage.nvmetcp import control
+from nicagent.storage.nvmetcp.config import TargetConfig, load
+from nicagent.storage.nvmetcp.contract import TargetStatus
+from nicagent.storage.qsd import check_socket_path
+
+log = logging.getLogger(__name__)
+
+START_DEADLINE = 15.0  # seconds to show its subsystems; an interpreter starts in well under one
+STOP_DEADLINE = 5.0  # seconds for a target that no pidfile knows
+POLL = 0.01  # seconds between looks at a process that starts
+
+
+class TargetProcess:
+    """A host's target. Not safe for concurrent calls: the storage driver holds a lock."""
+
+    def __init__(self, host: str, run: Path, log_file: Path) -> None:
+        self.daemon = Daemon(f"NVMe/TCP target of {host}", run / "nvmetcp.pid")
+        self.control = run / "nvmetcp.sock"
+        self._file = run / "nvmetcp.json"
+        self._log_file = log_file
+        check_socket_path(self.control)
+
+    async def converge(self, config: TargetConfig) -> None:
+        """Make the running target show exactly this. One that shows it already is not disturbed.
+
+        Raises UNAVAILABLE with the target's own reason when it does not start or refuses.
+        """
+        content = msgspec.json.format(msgspec.json.encode(config), indent=1)
+        alive = self.daemon.pid() is not None
+        before = self._file.read_bytes() if self._file.exists() else None
+        if alive and before == content and await self._shown(config):
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(_write_durably, self._file, content)
+        try:
+            if alive:
+                await control.ask(self.control, "reload")
+            else:
+                await self._start(config)
+        except BaseException as e:
+            # What was written does not stand: the file says again what the target shows.
+            if alive and before is not None:
+                _write_durably(self._file, before)
+            else:
+                self._file.unlink(missing_ok=True)
+            if isinstance(e, NicagentError):
+                raise self._unavailable(e.message.removeprefix(f"{self.daemon.name}: ")) from None
+            raise
+
+    def serials(self) -> dict[str, str]:
+        """NQN → serial of what the running target shows; empty when none runs."""
+        if self.daemon.pid() is None or not self._file.exists():
+            return {}
+        return {subsystem.nqn: subsystem.serial for subsystem in load(self._file).subsystems}
+
+    async def status(self) -> TargetStatus:
+        """Its counters. Raises UNAVAILABLE when it does not answer."""
+        return await control.ask_status(self.control)
+
+    async def stop(self) -> None:
+        """End it and leave nothing. Idempotent."""
+        if self.daemon.pid() is None:
+            await self._end_unrecorded()
+        await self.daemon.stop()
+        for path in (self.control, self._file):
+            path.unlink(missing_ok=True)
+
+    async def _start(self, config: TargetConfig) -> None:
+        await self._end_unrecorded()
+        trim_log(self._log_file)
+        argv = [sys.executable, "-P", "-m", "nicagent.storage.nvmetcp", "--config", str(self._file)]
+        self.daemon.start(argv, log=self._log_file)
+        try:
+            if await self._shown(config):
+                return
+        except NicagentError:
+            await self.daemon.stop()
+            raise
+        raise self._unavailable(f"it does not start: {last_line(self._log_file)}")
+
+    async def _shown(self, config: TargetConfig) -> bool:
+        """Wait until it listens and shows every subsystem; False when it ended instead.
+
+        Its control socket answers a little earlier than its first host could connect.
+        """
+        wanted = {subsystem.nqn for subsystem in config.subsystems}
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                while self.daemon.pid() is not None:
+                    with contextlib.suppress(NicagentError):
+                        status = await self.status()
+                        shown = {subsystem.nqn for subsystem in status.subsystems}
+                        if shown == wanted and len(status.listen) >= len(config.listen):
+                            return True
+                    await asyncio.sleep(POLL)
+        except TimeoutError:
+            raise self._unavailable(f"it shows nothing after {START_DEADLINE:g} s") from None
+        return False
+
+    async def _end_unrecorded(self) -> None:
+        """A target whose starter died before it wrote the pidfile still holds the port."""
+        try:
+            pid = (await control.ask(self.control, "ping"))["pid"]
+        except NicagentError:
+            return
+        log.warning("ending a %s that no pidfile knows (pid %d)", self.daemon.name, pid)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_DEADLINE):
+                    await any_ended([pid])
+                return
+
+    def _unavailable(self, what: str) -> NicagentError:
+        return NicagentError(Kind.UNAVAILABLE, f"{self.daemon.name}: {what}", f"its log is {self._log_file}")
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".new")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
