@@ -13,10 +13,9 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from nicagent.emulator.body import CYCLE_GAP, DEBOUNCE, OVERRIDE, Action, Event, Power, Verdict, step
 from nicagent.emulator.faults import BOUNCE_PERIOD, Fault
@@ -33,8 +32,6 @@ HISTORY_KEPT = 200  # power events kept for questions; the log has them all
 
 log = logging.getLogger(__name__)
 
-BootDevice = Literal["none", "network", "hd", "safe", "optical", "setup", "floppy"]
-
 
 @dataclass(frozen=True)
 class Happened:
@@ -49,13 +46,22 @@ class Happened:
     note: str = ""
 
 
-@dataclass
-class BootChoice:
-    """The BMC's boot flags (IPMI 2.0, 28.13, parameter 5). Not persistent: for the next power-on only."""
+@dataclass(frozen=True)
+class BootFlags:
+    """The BMC's boot flags: the five bytes of boot option parameter 5 (IPMI 2.0, table 28-14), kept as
+    given.
+    """
 
-    device: BootDevice = "none"
-    persistent: bool = False
-    uefi: bool = False
+    raw: bytes = bytes(5)
+
+    @property
+    def persistent(self) -> bool:
+        return bool(self.raw[0] & 0x40)
+
+    @property
+    def network_first(self) -> bool:
+        """Valid, and the device selector says PXE. The other devices come first anyway."""
+        return bool(self.raw[0] & 0x80) and self.raw[1] >> 2 & 0x0F == 1
 
 
 @dataclass
@@ -98,8 +104,11 @@ class Chassis:
         self.bank = LineBank(line_specs(panel), panel.on_holder_death)
         self.serial = SerialPort(directory / "console.sock", directory / "console.log")
         self.power = Power.OFF
-        self.boot = BootChoice()
+        self.boot = BootFlags()
         self.faults: dict[Fault, float] = {}
+        self.on_faults: list[Callable[[], None]] = []  # called after every change of `faults`
+        self.mains_on, self.mains_off = asyncio.Event(), asyncio.Event()
+        self.mains_on.set()
         self.history: deque[Happened] = deque(maxlen=HISTORY_KEPT)
         self._queue: asyncio.Queue[_Asked] = asyncio.Queue(1000)
         self._stack = contextlib.AsyncExitStack()
@@ -179,7 +188,7 @@ class Chassis:
             "lines": self.bank.levels(),
             "qemu_pid": self._board.pid if self._board is not None else None,
             "faults": {str(fault): value for fault, value in self.faults.items()},
-            "boot_device": self.boot.device,
+            "boot_flags": self.boot.raw.hex(),
             "last_event": None if last is None else {"event": str(last.event), "who": last.who},
             "paths": {
                 "lines": str(here / "lines.sock"),
@@ -252,6 +261,12 @@ class Chassis:
         if asked.event is Event.AC_LOST:
             self._was_on = before is Power.ON
         self.power = row.state
+        if row.state is Power.NO_AC:
+            self.mains_on.clear()
+            self.mains_off.set()
+        else:
+            self.mains_off.clear()
+            self.mains_on.set()
         self._record(asked, before, row.verdict)
         try:
             for action in row.actions:
@@ -294,9 +309,9 @@ class Chassis:
 
     async def _spawn(self) -> None:
         panel = self.settings.front_panel
-        network_first = self.boot.device == "network"
+        network_first = self.boot.network_first
         if not self.boot.persistent:
-            self.boot = BootChoice()
+            self.boot = BootFlags()
         wires = Wires(self.directory, self.slot, tuple(self._taps))
         self._board = await Board.power_on(
             self.settings,
@@ -338,6 +353,8 @@ class Chassis:
             self._bouncing.cancel()
             self._bouncing = None
         self._show()
+        for listener in self.on_faults:
+            listener()
 
     async def _bounce(self) -> None:
         """Two glitches a second for as long as the fault lasts; a bouncing change is caught by them too."""

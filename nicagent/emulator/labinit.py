@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from nicagent import proc
+from nicagent.emulator.bmclink import BmcUnit
 from nicagent.emulator.chassis import Chassis, chassis_directory
 from nicagent.emulator.control import ControlServer
 from nicagent.emulator.lab import ERROR, JOB, Failure, Job
@@ -80,7 +81,11 @@ async def _run(job: Job, run_dir: Path, lifeline: int) -> int:
             chassis = await stack.enter_async_context(
                 Chassis(settings, chassis_directory(run_dir, settings.name))
             )
-            await stack.enter_async_context(ControlServer(chassis))
+            if settings.bmc is not None:
+                bmc = await stack.enter_async_context(BmcUnit(chassis, settings.bmc))
+                await stack.enter_async_context(ControlServer(chassis, bmc.status))
+            else:
+                await stack.enter_async_context(ControlServer(chassis))
         if job.command is not None:
             return await _command(job.command, run_dir, stop)
         names = ", ".join(chassis.name for chassis in job.lab.chassis) or "no chassis"

@@ -76,14 +76,15 @@ class DirectKernel(Strict, frozen=True, kw_only=True):
 class Bmc(Strict, frozen=True, kw_only=True):
     """A BMC that answers IPMI 2.0 over UDP on `address` inside `netns`.
 
-    `credentials_file`: two lines, user and password. Without one the BMC makes both up and writes
-    `bmc.credentials` (mode 0600) into the chassis' directory: there is no default password.
+    `password_file`: its first line is the password (at most 20 bytes). A file that is missing is made, with a
+    password made up and mode 0600: there is no default password. Empty: `bmc.password` beside the sockets.
     """
 
     address: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535)] = 623
     netns: Name | None = None
-    credentials_file: str = ""
+    user: Annotated[str, Meta(min_length=1, max_length=16)] = "admin"
+    password_file: str = ""
 
 
 class Chassis(Strict, frozen=True, kw_only=True):
