@@ -1,0 +1,68 @@
+"""HTTP on one provision link: the host's iPXE script, rendered when asked for, and the files it names."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from aiohttp import web
+
+from nicagent.errors import Kind, NicagentError
+from nicagent.provision.contract import HTTP_PORT, ProvisionLink
+
+
+class BootServer:
+    """Bound to the agent's address of one link, for the one host at its other end."""
+
+    def __init__(self, link: ProvisionLink, files: Mapping[str, Path], script: Callable[[], str]) -> None:
+        """`files` may be fetched under their names; `script` renders the host's script of this moment."""
+        self._link = link
+        self._files = dict(files)
+        self._script = script
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises UNAVAILABLE when the port is taken."""
+        app = web.Application(middlewares=[self._only_this_host], client_max_size=1024)
+        app.router.add_get("/boot/{name}", self._serve)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        address = str(IPv4Interface(self._link.agent_address).ip)
+        try:
+            await web.TCPSite(self._runner, address, HTTP_PORT, shutdown_timeout=1.0).start()
+        except OSError as error:
+            await self.stop()
+            hint = "see ss -lntp" if error.errno == errno.EADDRINUSE else "see ip address"
+            what = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"TCP port {HTTP_PORT} of {address}, for the boot files of {self._link.host}, {what}",
+                hint,
+            ) from None
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @web.middleware
+    async def _only_this_host(
+        self, request: web.Request, handler: Callable[[web.Request], object]
+    ) -> web.StreamResponse:
+        # The agent's own kernel would route here from any of its other networks.
+        if request.remote != self._link.host_address:
+            raise web.HTTPForbidden
+        response = await handler(request)  # type: ignore[misc]
+        assert isinstance(response, web.StreamResponse)
+        return response
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name == f"{self._link.host}.ipxe":
+            return web.Response(text=self._script(), headers={"Cache-Control": "no-store"})
+        path = self._files.get(name)
+        if path is None or not path.is_file():
+            raise web.HTTPNotFound
+        return web.FileResponse(path)

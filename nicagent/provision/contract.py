@@ -1,0 +1,38 @@
+"""What the provision link is told: which cable leads to which host, and what that host shall boot."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+HTTP_PORT = 8080  # on the agent's address of the link: scripts, kernel, initramfs
+NVME_PORT = 4420  # NVMe/TCP, by custom
+DISCOVERY_PORT = 8009  # NVMe/TCP discovery, by custom
+
+
+class ProvisionLink(msgspec.Struct, frozen=True, kw_only=True):
+    """One cable between the agent and one host; never shared."""
+
+    host: str
+    device: str  # the agent's netdev at its end
+    mac: str  # of the host's NIC at the other end, lower case
+    agent_address: str  # with prefix length: "172.31.0.1/30"
+    host_address: str  # in the same network: "172.31.0.2"
+
+
+class BootChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host boots next, and every time until told otherwise.
+
+    `nvme-tcp`: stage-1 attaches the namespace and starts its kernel. `local`: the firmware goes on to its
+    next boot device. `none`: nothing to boot.
+    """
+
+    link: ProvisionLink
+    kind: Literal["nvme-tcp", "local", "none"]
+    nqn: str = ""  # of the subsystem
+    nsid: int = 1  # of the boot disk in it
+    hostnqn: str = ""
+    hostid: str = ""
+    traddr: str = ""  # of the target, as the host reaches it
+    trsvcid: int = NVME_PORT
