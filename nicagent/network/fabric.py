@@ -8,7 +8,7 @@ anywhere is mended by doing it all again, and doing it again touches nothing tha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Fabric:
         self._folder = folder
         self._netlink = Netlink()
         self._guards = Guards()
+        self._settled: dict[str, Wanted] = {}  # ports that this object has opened, and as what
 
     async def open(self) -> None:
         """Connect, and find out whether we may work at all. Raises UNAVAILABLE."""
@@ -78,12 +79,18 @@ class Fabric:
         return await self._guards.counters()
 
     async def converge(
-        self, ports: Mapping[str, Wanted], found: dict[str, Found], remember: Callable[[], None]
+        self,
+        ports: Mapping[str, Wanted],
+        asked: Container[str],
+        found: dict[str, Found],
+        remember: Callable[[], None],
     ) -> None:
         """Make exactly these the ports, by device. A port whose device is not there stays closed.
 
-        `found` gains how a device was before it is first touched and loses it once that is restored;
-        `remember` is called after each gain, before the touch.
+        Ports in `asked` are looked at closely; the others only as far as they are new to us, so that one
+        host's change does not cost a walk through a thousand others. `found` gains how a device was before
+        it is first touched and loses it once that is restored; `remember` is called after each gain,
+        before the touch.
         """
         segments = {wanted.segment.vni: wanted.segment for wanted in ports.values()}
         await self._close_ports(ports, found)
@@ -99,11 +106,16 @@ class Fabric:
             await self._open_segment(segment, links)
             await self._answer_dhcp(segment, links, ports)
         for device, wanted in ports.items():
-            if (link := links.get(device)) is not None:
-                if device not in found:
-                    found[device] = Found(link.mtu, link.up)
-                    remember()
-                await self._open_port(link, links[bridge_name(wanted.segment.vni)], wanted)
+            link, bridge = links.get(device), links[bridge_name(wanted.segment.vni)]
+            if link is None:
+                continue
+            if device not in asked and link.master == bridge.index and self._settled.get(device) == wanted:
+                continue
+            if device not in found:
+                found[device] = Found(link.mtu, link.up)
+                remember()
+            await self._open_port(link, bridge, wanted)
+            self._settled[device] = wanted
 
     # ── closing ──
 
@@ -121,6 +133,7 @@ class Fabric:
             if (former := links.get(device)) is not None:
                 await self._restore(former, found[device])
             del found[device]
+            self._settled.pop(device, None)
 
     async def _restore(self, link: Link, found: Found) -> None:
         # IPv6 stays off: the agent's end of a host's cable must never grow an address by itself.

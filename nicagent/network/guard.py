@@ -271,7 +271,7 @@ def _refused(doing: str, error: str) -> NicagentError:
     if "not permitted" in words or "Permission denied" in words:
         hint = "run the agent as root or give it CAP_NET_ADMIN"
     else:
-        hint = "the kernel needs nf_tables with the bridge family (module nft_… of Debian's kernel)"
+        hint = "this kernel needs nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE)"
     return NicagentError(Kind.UNAVAILABLE, f"cannot {doing}: {words}", hint)
 
 

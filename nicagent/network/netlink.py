@@ -24,6 +24,7 @@ _NUD_PERMANENT = 0x80
 _NUD_NOARP = 0x40  # `bridge fdb … static`
 _NTF_SELF = 0x02
 _NTF_MASTER = 0x04
+_NTF_STICKY = 0x40
 _SCOPE_LINK = 253
 _IFF_UP = 0x1
 _SYSCTL = Path("/proc/sys/net")  # of the calling thread's network namespace
@@ -171,7 +172,10 @@ class Netlink:
             )
 
     async def set_station(self, link: Link, mac: str) -> None:
-        """Make `mac` the one station behind this bridge port, whatever frames claim. Idempotent."""
+        """Make `mac` the one station behind this bridge port, whatever frames claim. Idempotent.
+
+        Sticky, since a merely static entry follows a frame with that MAC that comes in by another port.
+        """
         with explained(f"pin {mac} to the bridge port {link.name}"):
             async for entry in await self._route.fdb("dump", ifindex=link.index):
                 old = entry.get("lladdr")
@@ -180,7 +184,11 @@ class Netlink:
                     continue
                 await self._route.fdb("del", ifindex=link.index, lladdr=old, flags=_NTF_MASTER)
             await self._route.fdb(
-                "replace", ifindex=link.index, lladdr=mac, state=_NUD_NOARP, flags=_NTF_MASTER
+                "replace",
+                ifindex=link.index,
+                lladdr=mac,
+                state=_NUD_NOARP,
+                flags=_NTF_MASTER | _NTF_STICKY,
             )
 
     async def set_flood_list(self, link: Link, peers: frozenset[str]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class OverlayNetwork(NetworkDriver):
             mine = tuple(replace(b, mac=b.mac.lower()) for b in bindings)
             others = {name: ports for name, ports in self._record.ports.items() if name != host}
             self._check(mine, others, await self._fabric.links())
-            await self._become({**others, host: mine} if mine else others)
+            await self._become({**others, host: mine} if mine else others, {b.device for b in mine})
 
     async def withdraw(self, host: str) -> None:
         async with self._lock:
@@ -71,17 +71,17 @@ class OverlayNetwork(NetworkDriver):
     def _record_path(self) -> Path:
         return self._folder / "ports.json"
 
-    async def _become(self, ports: dict[str, tuple[PortBinding, ...]]) -> None:
+    async def _become(self, ports: dict[str, tuple[PortBinding, ...]], asked: Container[str] = ()) -> None:
         """Record what is wanted, then converge; if that fails, what was wanted before is wanted again."""
         before = self._record.ports
         try:
-            await self._converge(ports)
+            await self._converge(ports, asked)
         except NicagentError:
             with contextlib.suppress(NicagentError):  # the first failure is the one to report
-                await self._converge(before)
+                await self._converge(before, asked)
             raise
 
-    async def _converge(self, ports: dict[str, tuple[PortBinding, ...]]) -> None:
+    async def _converge(self, ports: dict[str, tuple[PortBinding, ...]], asked: Container[str]) -> None:
         self._record.ports = ports
         self._save()
         wanted = {
@@ -90,7 +90,7 @@ class OverlayNetwork(NetworkDriver):
             for b in bindings
             if b.port.segment in self._segments  # a segment may have left the configuration meanwhile
         }
-        await self._fabric.converge(wanted, self._record.found, self._save)
+        await self._fabric.converge(wanted, asked, self._record.found, self._save)
         self._save()
 
     def _save(self) -> None:

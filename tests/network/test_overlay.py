@@ -1,4 +1,4 @@
-"""The bridge back end's own affairs: what it makes in the kernel, what it leaves, what it says of failures."""
+"""The bridge back end: what it makes in the kernel, what it leaves, and what it says of failures."""
 
 from __future__ import annotations
 
@@ -125,6 +125,22 @@ def test_nothing_of_dhcp_and_of_the_responder_comes_out_of_a_tunnel(lab: Lab) ->
         tunnel.send(frame, good)
         assert not receiver.hears_before(MARK, HONEST), f"a tunnel delivers: {name}"
         assert agent.drops()["drop-tunnel"] == before + 1, f"not counted: {name}"
+
+
+def test_a_frame_from_afar_with_a_hosts_mac_does_not_draw_its_traffic_away(lab: Lab) -> None:
+    (agent, peer), (one, _) = lab.agents, lab.hosts
+    space = netlab.Netns()
+    try:
+        agent.netns.cable("nic1", space, "eth0", OTHER)
+        space.run("ip", "link", "set", "eth0", "up")
+        third = netlab.Host(space, OTHER, "10.100.0.13", "nic1", "metal-3")
+        agent.present(third.name, third.binding())
+        tunnel, receiver = peer.netns.call(lambda: netlab.Wire("na-vx100")), one.wire()
+        tunnel.send(udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
+        assert third.wire().send(udp(OTHER, third.ipv4, one.ipv4, (9, 9), to=ONE)) is None
+        assert receiver.hears(MARK), "a forged frame moved the host's MAC to the tunnel"
+    finally:
+        space.close()
 
 
 def test_the_agent_does_not_hear_the_overlay(lab: Lab) -> None:
@@ -323,7 +339,7 @@ def test_an_ordinary_user_can_have_it_all_in_a_user_namespace(theirs: Path) -> N
             f"--basetemp={theirs}/pytest", "tests/conformance/test_network.py",
             "-k", "get_their_addresses or forged or killed_anywhere",
         ),
-        cwd=netlab.ROOT, env={"PATH": os.environ["PATH"], "HOME": str(theirs), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=netlab.ROOT, env=os.environ | {"HOME": str(theirs), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
