@@ -6,17 +6,24 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
+import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from nicagent.errors import NicagentError
+from nicagent.errors import Kind, NicagentError
+from nicagent.proc import TERM_GRACE
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.1  # seconds before the second attempt in a row; the first is at once
 LAST_DELAY = 30.0  # seconds, promised by the contract
 LOG_LIMIT = 1 << 20  # bytes of a process's log; a longer one is dropped before the next start
+END_DEADLINE = 20.0  # seconds for a process that no pidfile knows
+POLL = 0.01  # seconds between looks
+PEERCRED = struct.Struct("3i")  # pid, uid, gid
 TAIL = 4096  # bytes of a log searched for its last line
 STEADY = 10.0  # seconds a mended process must live for its failures to be forgotten
 
@@ -41,6 +48,58 @@ def reap(pid: int) -> None:
     """Collect a dead process if it was our child: a zombie would otherwise stay as long as the agent."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+async def end_listener(path: Path, mark: str) -> None:
+    """End whoever serves a unix socket, if its command line holds `mark`.
+
+    For a process whose starter died before it wrote the pidfile: it holds locks and ports, and nothing but
+    its socket leads to it. Returns once it is gone. Raises UNAVAILABLE when it does not go.
+    """
+    try:
+        async with asyncio.timeout(END_DEADLINE):
+            while (pid := _listener(path)) is not None:
+                # Until it listens itself, the socket is still its dead starter's.
+                if _command_line_holds(pid, mark):
+                    log.warning("ending process %d, which serves %s and no pidfile knows", pid, path)
+                    await _end(pid)
+                await asyncio.sleep(POLL)
+    except TimeoutError:
+        raise NicagentError(
+            Kind.UNAVAILABLE, f"another process serves {path} and does not end", "find it: ss -xlp"
+        ) from None
+
+
+def _listener(path: Path) -> int | None:
+    """Pid of whoever called listen(2) on a socket last (unix(7), SO_PEERCRED); None when nobody serves it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            pass  # somebody serves it, only not now
+        except OSError:
+            return None
+        pid, _, _ = PEERCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEERCRED.size))
+        return int(pid)
+
+
+def _command_line_holds(pid: int, mark: str) -> bool:
+    try:
+        return mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+async def _end(pid: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TERM_GRACE):
+                await any_ended([pid])
+                reap(pid)
+                return
 
 
 def trim_log(path: Path) -> None:

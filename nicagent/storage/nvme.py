@@ -52,8 +52,8 @@ class NvmeTcpStorage(HostStorage):
 
     async def present(self, exports: Sequence[Export], initiator: Initiator) -> None:
         async with self._lock:
+            await self._converge(exports, initiator)
             self._exports, self._initiator = tuple(exports), initiator
-            await self._converge()
             self._keeper.want(bool(exports))
 
     async def withdraw(self) -> None:
@@ -79,24 +79,24 @@ class NvmeTcpStorage(HostStorage):
 
     async def _mend(self) -> None:
         async with self._lock:
-            if self._exports and None in self._pids():
-                await self._converge()
+            if self._exports and self._initiator and None in self._pids():
+                await self._converge(self._exports, self._initiator)
 
-    async def _converge(self) -> None:
-        if not self._exports or self._initiator is None:
+    async def _converge(self, exports: Sequence[Export], initiator: Initiator) -> None:
+        if not exports:
             await self._take_down()
             return
-        await self._engine.present([export.disk for export in self._exports])
-        await self._target.converge(self._config(self._initiator))
+        await self._engine.present([export.disk for export in exports])
+        await self._target.converge(self._config(exports, initiator))
 
     async def _take_down(self) -> None:
         # The target first: it would wait for a block engine that is gone.
         await self._target.stop()
         await self._engine.stop()
 
-    def _config(self, initiator: Initiator) -> TargetConfig:
+    def _config(self, exports: Sequence[Export], initiator: Initiator) -> TargetConfig:
         by_nqn: dict[str, list[Export]] = {}
-        for export in self._exports:
+        for export in exports:
             by_nqn.setdefault(export.identity.nqn, []).append(export)
         serials = self._target.serials()
         subsystems = (

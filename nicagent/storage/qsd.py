@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -31,11 +30,10 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, VolumeFormat
 from nicagent.proc import Daemon
 from nicagent.storage import volume
-from nicagent.storage.keeper import last_line, trim_log
+from nicagent.storage.keeper import end_listener, last_line, trim_log
 from nicagent.storage.volume import Layer
 
-log = logging.getLogger(__name__)
-
+PROGRAM = "qemu-storage-daemon"
 SOCKET_PATH_LIMIT = 107  # bytes of sun_path less its NUL, unix(7)
 START_DEADLINE = 10.0  # seconds from its start to its main loop
 MONITOR_DEADLINE = 10.0  # seconds for the monitor to answer a command
@@ -134,9 +132,9 @@ class BlockEngine:
 
     async def stop(self) -> None:
         """End the daemon and take its sockets away. Idempotent."""
-        if self.daemon.pid() is None:
-            await self._end_unrecorded()
         await self.daemon.stop()
+        await end_listener(self._qmp, PROGRAM)
+        self.daemon.pidfile.with_suffix(".new").unlink(missing_ok=True)  # its starter died over it
         for path in (self._qmp, self._ready, self.nbd, self._unpublished):
             path.unlink(missing_ok=True)
 
@@ -153,7 +151,7 @@ class BlockEngine:
             listener.listen(8)
             descriptor = listener.fileno()
             chardev = f"socket,id=qmp,fd={descriptor},server=on,wait=off"
-            argv = ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"]
+            argv = [PROGRAM, "--chardev", chardev, "--monitor", "chardev=qmp"]
             # Relative to cwd, again for want of quoting.
             self.daemon.start(
                 [*argv, "--pidfile", self._ready.name],
@@ -184,17 +182,6 @@ class BlockEngine:
                 f"{self.daemon.name} is not ready after {START_DEADLINE:g} s",
                 f"its log is {self._log_file}",
             ) from None
-
-    async def _end_unrecorded(self) -> None:
-        """A daemon whose starter died before it wrote the pidfile still holds the image locks."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(str(self._qmp)) != 0:
-                return
-        with contextlib.suppress(NicagentError, QMPError):
-            async with self._monitor() as qmp:
-                log.warning("%s: ending a block engine that no pidfile knows", self._host)
-                await qmp.execute("quit")
-                await qmp.runstate_changed()
 
     @contextlib.asynccontextmanager
     async def _monitor(self) -> AsyncIterator[QMPClient]:
@@ -232,6 +219,12 @@ class BlockEngine:
                 await self._export(qmp, plan)
         if self._unpublished.exists():
             self._unpublished.replace(self.nbd)
+        if not self.nbd.exists():
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"{self.daemon.name}: somebody removed its socket {self.nbd}",
+                "stop the domain and start it again",
+            )
 
     async def _keep(self, qmp: QMPClient, names: Iterable[str]) -> None:
         """Close every node but these, from the top of each chain down."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -18,16 +16,14 @@ import msgspec
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.proc import Daemon
-from nicagent.storage.keeper import any_ended, last_line, trim_log
+from nicagent.storage.keeper import end_listener, last_line, trim_log
 from nicagent.storage.nvmetcp import control
 from nicagent.storage.nvmetcp.config import TargetConfig, load
 from nicagent.storage.nvmetcp.contract import TargetStatus
 from nicagent.storage.qsd import check_socket_path
 
-log = logging.getLogger(__name__)
-
+MODULE = "nicagent.storage.nvmetcp"
 START_DEADLINE = 15.0  # seconds to show its subsystems; an interpreter starts in well under one
-STOP_DEADLINE = 5.0  # seconds for a target that no pidfile knows
 POLL = 0.01  # seconds between looks at a process that starts
 
 
@@ -59,8 +55,8 @@ class TargetProcess:
             else:
                 await self._start(config)
         except BaseException as e:
-            # What was written does not stand: the file says again what the target shows.
-            if alive and before is not None:
+            # What was written does not stand: the file says again what the target shows, or last showed.
+            if before is not None:
                 _write_durably(self._file, before)
             else:
                 self._file.unlink(missing_ok=True)
@@ -69,8 +65,8 @@ class TargetProcess:
             raise
 
     def serials(self) -> dict[str, str]:
-        """NQN → serial of what the running target shows; empty when none runs."""
-        if self.daemon.pid() is None or not self._file.exists():
+        """NQN → serial of what the target shows, or showed when it died; empty when there was none."""
+        if not self._file.exists():
             return {}
         return {subsystem.nqn: subsystem.serial for subsystem in load(self._file).subsystems}
 
@@ -80,16 +76,17 @@ class TargetProcess:
 
     async def stop(self) -> None:
         """End it and leave nothing. Idempotent."""
-        if self.daemon.pid() is None:
-            await self._end_unrecorded()
         await self.daemon.stop()
+        await end_listener(self.control, MODULE)
+        self.daemon.pidfile.with_suffix(".new").unlink(missing_ok=True)  # its starter died over it
         for path in (self.control, self._file):
             path.unlink(missing_ok=True)
+            path.with_name(path.name + ".new").unlink(missing_ok=True)
 
     async def _start(self, config: TargetConfig) -> None:
-        await self._end_unrecorded()
+        await end_listener(self.control, MODULE)
         trim_log(self._log_file)
-        argv = [sys.executable, "-P", "-m", "nicagent.storage.nvmetcp", "--config", str(self._file)]
+        argv = [sys.executable, "-P", "-m", MODULE, "--config", str(self._file)]
         self.daemon.start(argv, log=self._log_file)
         try:
             if await self._shown(config):
@@ -117,21 +114,6 @@ class TargetProcess:
         except TimeoutError:
             raise self._unavailable(f"it shows nothing after {START_DEADLINE:g} s") from None
         return False
-
-    async def _end_unrecorded(self) -> None:
-        """A target whose starter died before it wrote the pidfile still holds the port."""
-        try:
-            pid = (await control.ask(self.control, "ping"))["pid"]
-        except NicagentError:
-            return
-        log.warning("ending a %s that no pidfile knows (pid %d)", self.daemon.name, pid)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_DEADLINE):
-                    await any_ended([pid])
-                return
 
     def _unavailable(self, what: str) -> NicagentError:
         return NicagentError(Kind.UNAVAILABLE, f"{self.daemon.name}: {what}", f"its log is {self._log_file}")

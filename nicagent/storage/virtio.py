@@ -55,8 +55,8 @@ class VirtioStorage(HostStorage):
     async def present(self, exports: Sequence[Export], initiator: Initiator) -> None:
         """As the contract says. Whoever is plugged into the slot is the initiator; its NQN has no meaning."""
         async with self._lock:
+            await self._converge(exports)
             self._exports = tuple(exports)
-            await self._converge()
             self._keeper.want(bool(exports))
 
     async def withdraw(self) -> None:
@@ -79,18 +79,18 @@ class VirtioStorage(HostStorage):
     async def _mend(self) -> None:
         async with self._lock:
             if self._exports and self._engine.daemon.pid() is None:
-                await self._converge()
+                await self._converge(self._exports)
 
-    async def _converge(self) -> None:
-        if not self._exports:
+    async def _converge(self, exports: Sequence[Export]) -> None:
+        if not exports:
             await self._take_down()
             return
-        entries = {f"{place:02}-{e.disk.target}": e for place, e in enumerate(self._exports)}
+        entries = {f"{place:02}-{e.disk.target}": e for place, e in enumerate(exports)}
         # A boot order is said for some disks only; firmware wants a place for each, no two the same.
         order = sorted(entries, key=lambda name: entries[name].disk.boot_order or UNORDERED)
         self._slot.mkdir(parents=True, exist_ok=True)
         self._remove_entries(keep=entries)
-        await self._engine.present([export.disk for export in self._exports])
+        await self._engine.present([export.disk for export in exports])
         for name, export in entries.items():
             self._plug(name, export, order.index(name) + 1)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nicagent import proc
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, VolumeFormat
 from nicagent.storage.contract import HostStorage
@@ -231,7 +232,28 @@ async def test_an_agent_killed_at_any_moment_of_present_is_recovered_from(rig: R
             assert host_disk.size == 4 * MIB, f"killed after {delay} s"
             await host_disk.close()
         await successor.withdraw()
-        assert rig.remains() == [], f"killed after {delay} s"
+        assert rig.remains() == [] and not [*rig.run.iterdir()], f"killed after {delay} s"
+
+
+@pytest.mark.parametrize("process", [0, 1])
+async def test_a_process_that_no_pidfile_knows_is_ended(rig: Rig, process: int) -> None:
+    """The agent died between starting it and writing the pidfile; it still holds locks and ports."""
+    if process >= len(rig.data_path):
+        pytest.skip("this transport has one process only")
+    exports = rig.exports([disk("vda", rig.raw("one.raw"))])
+    await rig.driver().present(exports, rig.initiator)
+    name = rig.data_path[process]
+    lost = rig.pids()[name]
+    assert lost is not None
+    (rig.run / f"{name}.pid").unlink()
+    await rig.driver().present(exports, rig.initiator)
+    assert proc.start_time(lost) is None, "two of them must not live"
+    assert rig.pids()[name] not in (None, lost)
+    host_disk = await rig.attach_soon(exports, "vda", 3)
+    await host_disk.write(0, PATTERN)
+    await host_disk.close()
+    await rig.driver().withdraw()
+    assert rig.remains() == []
 
 
 async def test_withdraw_leaves_nothing_and_may_be_repeated(rig: Rig, storage: HostStorage) -> None:
@@ -292,8 +314,13 @@ async def test_mistakes_are_told_and_leave_other_disks_alone(rig: Rig, storage: 
             error = await refusal(storage, rig, [good, bad])
             assert error.kind is kind, str(error)
             assert word in str(error)
-    await storage.present(exports, rig.initiator)
     await host_disk.close()
+    assert [status.target for status in await storage.status()] == ["vda"]
+    pid = rig.pids()["qsd"]
+    assert pid is not None
+    async with watched(storage):
+        os.kill(pid, signal.SIGKILL)
+        await (await rig.attach_soon(exports, "vda", 3)).close()
 
 
 async def test_a_volume_in_use_on_another_host_is_refused(rig: Rig, storage: HostStorage) -> None:
