@@ -21,8 +21,11 @@ import pytest
 
 from nicagent.config import GpioPower, IpmiPower
 from nicagent.emulator import chassis as emulator
+from nicagent.emulator.bmclink import BmcUnit
+from nicagent.emulator.body import Event
 from nicagent.emulator.body import Power as Board
 from nicagent.emulator.faults import Fault
+from nicagent.emulator.settings import Bmc
 from nicagent.emulator.settings import Chassis as ChassisSettings
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
@@ -30,7 +33,7 @@ from nicagent.power.build import make_power
 from nicagent.power.contract import PowerDriver
 from nicagent.power.gpio import GpioPowerDriver
 from nicagent.power.ipmi import IpmiPowerDriver
-from tests.power.ipmi_sim import IpmiSim
+from tests.power.ipmi_sim import IpmiSim, free_udp_port
 from tests.power.server_body import ServerBody, quick
 
 WHY = Cause("the conformance suite", "to see what happens")
@@ -92,7 +95,9 @@ class GpioChassis(Rig):
     def __init__(self, chassis: emulator.Chassis) -> None:
         self.chassis = chassis
         lines = chassis.directory / "lines.sock"
-        self.driver = make_power("h", GpioPower(pins=f"socket:{lines}", off_on_gap_seconds=0.3))
+        self.driver = make_power(
+            "h", GpioPower(pins=f"socket:{lines}", off_on_gap_seconds=0.3, holdoff_seconds=0.2)
+        )
 
     def is_on(self) -> bool:
         return self.chassis.power is Board.ON
@@ -103,11 +108,40 @@ class GpioChassis(Rig):
         return sum(edge.line in buttons for edge in self.chassis.bank.waveform())
 
     def switches_itself(self, on: bool) -> None:
-        event = emulator.Event.ORDER_ON if on else emulator.Event.ORDER_OFF
+        event = Event.ORDER_ON if on else Event.ORDER_OFF
         self.order = asyncio.ensure_future(self.chassis.order(event, "a test"))
 
     def goes_dead(self) -> None:
         self.chassis.set_fault(Fault.BUTTON_DEAD, 1)
+
+
+class IpmiChassis(Rig):
+    def __init__(self, chassis: emulator.Chassis, bmc: BmcUnit) -> None:
+        self.chassis = chassis
+        status = chassis.settings.bmc
+        assert status is not None
+        config = IpmiPower(
+            address=status.address,
+            port=status.port,
+            user=status.user,
+            password_file=str(bmc.password_file),
+            poll_seconds=0.3,
+            command_seconds=6.0,
+        )
+        self.driver = make_power("h", config)
+
+    def is_on(self) -> bool:
+        return self.chassis.power is Board.ON
+
+    def touched(self) -> int:
+        return sum(event.who == "BMC" for event in self.chassis.history)
+
+    def switches_itself(self, on: bool) -> None:
+        event = Event.ORDER_ON if on else Event.ORDER_OFF
+        self.order = asyncio.ensure_future(self.chassis.order(event, "a test"))
+
+    def goes_dead(self) -> None:
+        self.chassis.set_fault(Fault.BMC_LIES, 1)
 
 
 class IpmiOpenIpmi(Rig):
@@ -151,6 +185,14 @@ async def gpio_chassis(where: Path) -> AsyncIterator[Rig]:
 
 
 @contextlib.asynccontextmanager
+async def ipmi_chassis(where: Path) -> AsyncIterator[Rig]:
+    bmc = Bmc(port=free_udp_port())
+    settings = ChassisSettings(name="c", memory_mib=128, firmware="bios", bmc=bmc)
+    async with emulator.Chassis(settings, where / "c") as chassis, BmcUnit(chassis, bmc) as unit:
+        yield IpmiChassis(chassis, unit)
+
+
+@contextlib.asynccontextmanager
 async def ipmi_openipmi(where: Path) -> AsyncIterator[Rig]:
     async with IpmiSim(where / "bmc") as bmc:
         yield IpmiOpenIpmi(bmc)
@@ -159,6 +201,7 @@ async def ipmi_openipmi(where: Path) -> AsyncIterator[Rig]:
 RIGS = {
     "gpio-lines": gpio_lines,
     "gpio-chassis": gpio_chassis,
+    "ipmi-chassis": ipmi_chassis,
     "ipmi-openipmi": ipmi_openipmi,
 }
 

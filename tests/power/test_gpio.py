@@ -219,7 +219,7 @@ BRISK = GpioPower(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     action=st.sampled_from(PowerAction),
     on=st.booleans(),

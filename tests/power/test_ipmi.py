@@ -113,7 +113,7 @@ async def test_a_bmc_that_restarts_is_logged_in_to_again(tmp_path: Path) -> None
 async def test_a_reset_is_sent_once_even_if_nobody_answers(tmp_path: Path) -> None:
     async with IpmiSim(tmp_path / "bmc") as bmc:
         bmc.set_power(True)
-        async with driving(config_of(bmc, command_seconds=4.0, poll_seconds=60.0)) as driver:
+        async with driving(config_of(bmc, command_seconds=2.5, poll_seconds=60.0)) as driver:
             await says(driver, Power.ON)
             bmc.freeze()  # datagrams wait in its socket meanwhile, and are all acted on
             with pytest.raises(NicagentError):
