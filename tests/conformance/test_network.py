@@ -104,10 +104,34 @@ FORGED = {
 
 
 def test_forged_frames_reach_nobody(lab: Lab) -> None:
-    sender, receiver = lab.hosts[0].wire(), lab.hosts[1].wire()
-    for name, frame in FORGED.items():
-        sender.send(frame, udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
-        assert not receiver.hears_before(MARK, HONEST), f"the other host hears: {name}"
+    """Neither the host behind the other agent, nor a neighbour behind the same one, nor the underlay."""
+    agent, peer = lab.agents
+    with netlab.neighbour(agent) as third:
+        agent.present(third.name, third.binding())
+        sender = lab.hosts[0].wire()
+        underlay = peer.netns.call(lambda: netlab.Wire("under"))
+        listeners = {
+            "the other host": lab.hosts[1].wire(),
+            "a neighbour": third.wire(),
+            "the underlay": underlay,
+        }
+        for name, frame in FORGED.items():
+            sender.send(frame, udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
+            for who, wire in listeners.items():
+                assert not wire.hears_before(MARK, HONEST), f"{who} hears: {name}"
+
+
+def test_dhcp_stays_on_its_agent(lab: Lab) -> None:
+    agent, peer = lab.agents
+    with netlab.neighbour(agent) as third:
+        agent.present(third.name, third.binding())
+        wires = [peer.netns.call(lambda: netlab.Wire("under")), third.wire()]
+        assert lab.hosts[0].dhcp()["ip"] == lab.hosts[0].ipv4
+        lab.hosts[0].wire().send(udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
+        assert not wires[0].hears_before(netlab.DHCP_COOKIE, HONEST), "a DHCP message left the agent"
+        # The answers go out by broadcast, to every port of the segment: harmless, a client knows its own.
+        asked = bytes.fromhex("350101")  # DHCPDISCOVER
+        assert not wires[1].hears_before(asked, HONEST), "a host's DHCP request reached its neighbour"
 
 
 def test_an_honest_host_may_probe_and_announce_its_address(lab: Lab) -> None:
@@ -154,11 +178,7 @@ def test_segments_hear_nothing_of_each_other(lab: Lab) -> None:
 
 def test_segments_of_one_agent_are_apart_even_with_the_same_addresses(lab: Lab) -> None:
     agent, host = lab.agents[0], lab.hosts[0]
-    space = netlab.Netns()
-    try:
-        agent.netns.cable("nic1", space, "eth0", TWO)
-        space.run("ip", "link", "set", "eth0", "up")
-        third = netlab.Host(space, TWO, host.ipv4, "nic1", "metal-3", segment="red")
+    with netlab.neighbour(agent, "red", host.ipv4) as third:
         agent.present(third.name, third.binding())
         assert third.dhcp("-O", "mtu")["mtu"] == "1400", "red's own MTU, from red's own responder"
         assert host.dhcp("-O", "mtu")["mtu"] == "1450"
@@ -166,8 +186,6 @@ def test_segments_of_one_agent_are_apart_even_with_the_same_addresses(lab: Lab) 
         host.wire().send(udp(ONE, host.ipv4, "10.100.0.255", (9, 9)))
         assert not receiver.hears(MARK, 0.3)
         agent.withdraw(third.name)
-    finally:
-        space.close()
 
 
 def test_a_host_cannot_reach_the_agent(lab: Lab) -> None:
@@ -222,11 +240,7 @@ def test_traffic_goes_on_through_repetition_and_a_crash(lab: Lab) -> None:
 def test_another_hosts_port_is_not_disturbed(lab: Lab) -> None:
     (agent, _), (one, two) = lab.agents, lab.hosts
     lab.address_all()
-    space = netlab.Netns()
-    try:
-        agent.netns.cable("nic1", space, "eth0", OTHER)
-        space.run("ip", "link", "set", "eth0", "up")
-        third = netlab.Host(space, OTHER, "10.100.0.13", "nic1", "metal-3")
+    with netlab.neighbour(agent) as third:
         assert one.ping(two.ipv4)
         flood = _flood(one, two.ipv4, 400)
         agent.present(third.name, third.binding())
@@ -235,8 +249,6 @@ def test_another_hosts_port_is_not_disturbed(lab: Lab) -> None:
         agent.withdraw(third.name)
         assert not third.ping(two.ipv4, 1)
         assert _lost(flood) == 0, "packets were lost while another port came and went"
-    finally:
-        space.close()
 
 
 def test_killed_anywhere_it_converges(dark: Lab) -> None:

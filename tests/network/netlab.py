@@ -316,6 +316,18 @@ SEGMENTS = {
 
 
 @contextlib.contextmanager
+def neighbour(agent: Agent, segment: str = "blue", ipv4: str = "10.100.0.13") -> Iterator[Host]:
+    """A third host, behind this agent too; its port is not presented yet."""
+    space, mac = Netns(), "02:00:00:00:00:99"
+    try:
+        agent.netns.cable("nic1", space, "eth0", mac)
+        space.run("ip", "link", "set", "eth0", "up")
+        yield Host(space, mac, ipv4, "nic1", "metal-3", segment)
+    finally:
+        space.close()
+
+
+@contextlib.contextmanager
 def lab(tmp: Path, backend: str = "bridge") -> Iterator[Lab]:
     """Build a lab whose agents have this back end (see runner.py); at the end everything in it is gone."""
     made = Lab()
@@ -358,6 +370,7 @@ def _end_daemons(run_dir: Path) -> None:
 
 MARK = b"nicagent-forged-frame"
 HONEST = b"nicagent-honest-frame"
+DHCP_COOKIE = bytes.fromhex("63825363")  # RFC 2131 §3
 
 
 def _bytes(mac: str) -> bytes:
@@ -401,7 +414,7 @@ def udp(
 def dhcp_renewal(mac: str, address: str, xid: bytes) -> bytes:
     """A DHCPREQUEST of a client that renews or rebinds (RFC 2131 §4.3.2): its address in ciaddr."""
     head = struct.pack("!BBBB4sHH", 1, 1, 6, 0, xid, 0, 0) + socket.inet_aton(address) + bytes(12)
-    return head + _bytes(mac).ljust(208, b"\0") + b"\x63\x82\x53\x63" + b"\x35\x01\x03\xff"
+    return head + _bytes(mac).ljust(208, b"\0") + DHCP_COOKIE + b"\x35\x01\x03\xff"
 
 
 def router_advertisement(source: str) -> bytes:

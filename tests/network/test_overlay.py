@@ -129,18 +129,12 @@ def test_nothing_of_dhcp_and_of_the_responder_comes_out_of_a_tunnel(lab: Lab) ->
 
 def test_a_frame_from_afar_with_a_hosts_mac_does_not_draw_its_traffic_away(lab: Lab) -> None:
     (agent, peer), (one, _) = lab.agents, lab.hosts
-    space = netlab.Netns()
-    try:
-        agent.netns.cable("nic1", space, "eth0", OTHER)
-        space.run("ip", "link", "set", "eth0", "up")
-        third = netlab.Host(space, OTHER, "10.100.0.13", "nic1", "metal-3")
+    with netlab.neighbour(agent) as third:
         agent.present(third.name, third.binding())
         tunnel, receiver = peer.netns.call(lambda: netlab.Wire("na-vx100")), one.wire()
         tunnel.send(udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
         assert third.wire().send(udp(OTHER, third.ipv4, one.ipv4, (9, 9), to=ONE)) is None
         assert receiver.hears(MARK), "a forged frame moved the host's MAC to the tunnel"
-    finally:
-        space.close()
 
 
 def test_the_agent_does_not_hear_the_overlay(lab: Lab) -> None:
@@ -285,17 +279,11 @@ def test_a_port_that_vanished_does_not_hinder_others(lab: Lab) -> None:
         "name": "port0", "device": "nic0", "link": False,
         "rx_bytes": None, "rx_packets": None, "tx_bytes": None, "tx_packets": None,
     }  # fmt: skip
-    space = netlab.Netns()
-    try:
-        agent.netns.cable("nic1", space, "eth0", OTHER)
-        space.run("ip", "link", "set", "eth0", "up")
-        third = netlab.Host(space, OTHER, "10.100.0.13", "nic1", "metal-3")
+    with netlab.neighbour(agent) as third:
         agent.present(third.name, third.binding())
         assert third.dhcp()["ip"] == third.ipv4
         agent.withdraw(host.name)
         agent.withdraw(third.name)
-    finally:
-        space.close()
 
 
 UNPRIVILEGED = 12345
