@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.proc import TERM_GRACE
+from nicagent.proc import TERM_GRACE, Daemon
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ FIRST_DELAY = 0.1  # seconds before the second attempt in a row; the first is at
 LAST_DELAY = 30.0  # seconds, promised by the contract
 LOG_LIMIT = 1 << 20  # bytes of a process's log; a longer one is dropped before the next start
 END_DEADLINE = 20.0  # seconds for a process that no pidfile knows
+DYING = 1.0  # seconds that a killed process may take to be gone
 POLL = 0.01  # seconds between looks
 PEERCRED = struct.Struct("3i")  # pid, uid, gid
 TAIL = 4096  # bytes of a log searched for its last line
@@ -42,6 +43,19 @@ async def any_ended(pids: Sequence[int]) -> None:
             loop.add_reader(handle, ended.set)
             cleanup.callback(loop.remove_reader, handle)
         await ended.wait()
+
+
+async def has_died(daemon: Daemon) -> bool:
+    """Whether a process that just let us down is dead or dying: a killed one may take a moment to be gone."""
+    pid = daemon.pid()
+    if pid is None:
+        return True
+    try:
+        async with asyncio.timeout(DYING):
+            await any_ended([pid])
+    except TimeoutError:
+        return False
+    return True
 
 
 def reap(pid: int) -> None:

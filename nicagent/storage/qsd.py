@@ -30,7 +30,7 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, VolumeFormat
 from nicagent.proc import Daemon
 from nicagent.storage import volume
-from nicagent.storage.keeper import end_listener, last_line, trim_log
+from nicagent.storage.keeper import end_listener, has_died, last_line, trim_log
 from nicagent.storage.volume import Layer
 
 PROGRAM = "qemu-storage-daemon"
@@ -125,8 +125,18 @@ class BlockEngine:
         A failure part-way leaves what was exported before and is still wanted; call again, or `stop`.
         """
         plans = [plan(disk, self._pools) for disk in disks]
-        if self.daemon.pid() is None:
-            await self._start()
+        if self.daemon.pid() is not None:
+            try:
+                await self._present(plans)
+            except NicagentError as e:
+                if e.kind is not Kind.UNAVAILABLE or not await has_died(self.daemon):
+                    raise
+            else:
+                return
+        await self._start()
+        await self._present(plans)
+
+    async def _present(self, plans: Sequence[Plan]) -> None:
         async with self._monitor() as qmp:
             await self._converge(qmp, plans)
 

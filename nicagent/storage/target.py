@@ -16,7 +16,7 @@ import msgspec
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.proc import Daemon
-from nicagent.storage.keeper import end_listener, last_line, trim_log
+from nicagent.storage.keeper import end_listener, has_died, last_line, trim_log
 from nicagent.storage.nvmetcp import control
 from nicagent.storage.nvmetcp.config import TargetConfig, load
 from nicagent.storage.nvmetcp.contract import TargetStatus
@@ -50,9 +50,7 @@ class TargetProcess:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(_write_durably, self._file, content)
         try:
-            if alive:
-                await control.ask(self.control, "reload")
-            else:
+            if not alive or not await self._reloaded():
                 await self._start(config)
         except BaseException as e:
             # What was written does not stand: the file says again what the target shows, or last showed.
@@ -95,6 +93,16 @@ class TargetProcess:
             await self.daemon.stop()
             raise
         raise self._unavailable(f"it does not start: {last_line(self._log_file)}")
+
+    async def _reloaded(self) -> bool:
+        """Have it read its file; False when it died over it."""
+        try:
+            await control.ask(self.control, "reload")
+        except NicagentError:
+            if not await has_died(self.daemon):
+                raise
+            return False
+        return True
 
     async def _shown(self, config: TargetConfig) -> bool:
         """Wait until it listens and shows every subsystem; False when it ended instead.

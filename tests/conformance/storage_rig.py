@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -170,7 +170,7 @@ class VirtioRig(Rig):
 class NvmeDisk:
     """A namespace over an association of its own, in threads, since the test's host is a blocking one."""
 
-    def __init__(self, host: Host, export: Export, serial: str) -> None:
+    def __init__(self, host: Host, export: Export, serials: Collection[str]) -> None:
         self._host = host
         self._nsid = export.identity.nsid
         namespace = host.identify(0, self._nsid).data
@@ -179,7 +179,8 @@ class NvmeDisk:
             raise FileNotFoundError(f"no namespace {self._nsid}")
         names = (namespace[104:120].hex(), namespace[120:128].hex())
         assert names == (export.identity.nguid, export.identity.eui64), "identity is as given, always"
-        assert host.identify(1).data[4:24].decode().rstrip() == serial, "the first disk's serial, always"
+        self.serial = host.identify(1).data[4:24].decode().rstrip()
+        assert self.serial in serials, "a controller has a serial of one of its disks"
 
     async def _done(self, work: Callable[[], Completion]) -> bytes:
         try:
@@ -233,8 +234,7 @@ class NvmeTcpRig(Rig):
         except (Closed, AssertionError) as e:
             raise ConnectionRefusedError(str(e)) from None
         try:
-            first = min(exports, key=lambda export: export.identity.nsid)
-            return NvmeDisk(host, export, first.identity.serial)
+            return NvmeDisk(host, export, [export.identity.serial for export in exports])
         except OSError:
             host.close()
             raise

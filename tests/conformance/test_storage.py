@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -393,6 +394,39 @@ async def test_status_names_the_exports_and_never_invents_a_number(rig: Rig, sto
     assert one.write_bytes is None or one.write_bytes >= 4096
     assert one.read_bytes is None or two.write_bytes == 0
     await host_disk.close()
+
+
+STEPS = 12
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+async def test_after_any_history_exactly_what_was_last_asked_for_is_there(rig: Rig, seed: int) -> None:
+    """Disks asked for at random, processes and agents dying at random: only the last wish counts."""
+    chance = random.Random(seed)
+    disks = [
+        disk("vda", await rig.qcow2("top.qcow2", rig.raw("base.raw")), QCOW2),
+        disk("vdb", rig.raw("b.raw")),
+        disk("vdc", rig.raw("c.raw"), readonly=True),
+    ]
+    exports = rig.exports(disks)
+    storage = rig.driver()
+    for step in range(STEPS):
+        pids = [pid for pid in rig.pids().values() if pid is not None]
+        if pids and chance.random() < 0.5:
+            os.kill(chance.choice(pids), signal.SIGKILL)
+        if chance.random() < 0.3:
+            storage = rig.driver()
+        wanted = chance.sample(exports, chance.randint(0, len(exports)))
+        await storage.present(wanted, rig.initiator)
+        for export in exports:
+            if export in wanted:
+                await (await rig.attach(exports, export.disk.target)).close()
+            else:
+                with pytest.raises(OSError):
+                    await rig.attach(exports, export.disk.target)
+        assert (set(rig.pids().values()) == {None}) == (not wanted), f"step {step}"
+    await storage.withdraw()
+    assert rig.remains() == [] and not [*rig.run.iterdir()]
 
 
 @pytest.fixture
