@@ -91,7 +91,9 @@ def test_zeroes_and_deallocation(target: TargetProcess, disk: Path) -> None:
         before = disk.stat().st_blocks
         assert host.deallocate((4 * MIB, MIB), (6 * MIB, 64 * KIB)).status == 0
         assert disk.stat().st_blocks < before, "deallocated space must go back to the file system"
-        assert host.read(4 * MIB, MIB).data == bytes(MIB), "DLFEAT says that deallocated blocks read as zeroes"
+        assert host.read(4 * MIB, MIB).data == bytes(MIB), (
+            "DLFEAT says that deallocated blocks read as zeroes"
+        )
         model[4 * MIB : 5 * MIB] = bytes(MIB)
         model[6 * MIB : 6 * MIB + 64 * KIB] = bytes(64 * KIB)
         assert host.io[0].command(0x09, nsid=1, cdw=(0, 0), data=bytes(16)).status == 0, "a mere hint"
@@ -129,7 +131,9 @@ def test_what_a_command_may_not_do(target: TargetProcess, disk: Path) -> None:
         assert queue.command(WRITE, nsid=1, cdw=(0, 0, 7), data=b"x" * 512).status == 0x0F | DNR
         assert queue.command(READ, nsid=1, cdw=(0, 0, 4095), want=2 * MIB).status == 0x02 | DNR, "over MDTS"
         assert queue.command(WRITE, nsid=1, cdw=(0, 0, 4095), data=bytes(2 * MIB)).status == 0x02 | DNR
-        assert queue.command(0x09, nsid=1, cdw=(1, 4), data=bytes(16)).status == 0x0F | DNR, "two ranges, one given"
+        assert queue.command(0x09, nsid=1, cdw=(1, 4), data=bytes(16)).status == 0x0F | DNR, (
+            "two ranges, one given"
+        )
         beyond = struct.pack("<IIQ", 0, 8, size >> 9)
         assert queue.command(0x09, nsid=1, cdw=(0, 4), data=beyond).status == 0x80 | DNR
         assert queue.command(FLUSH, nsid=7).status == 0x0B | DNR

@@ -55,7 +55,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetProcess]:
     assert "internal error" not in log and "Traceback" not in log, log
 
 
-def icreq(*, hlen: int = 128, pdo: int = 0, plen: int = 128, pfv: int = 0, hpda: int = 0, dgst: int = 0) -> bytes:
+def icreq(
+    *, hlen: int = 128, pdo: int = 0, plen: int = 128, pfv: int = 0, hpda: int = 0, dgst: int = 0
+) -> bytes:
     return struct.pack("<BBBBIHBBI112x", ICREQ, 0, hlen, pdo, plen, pfv, hpda, dgst, 0)
 
 
