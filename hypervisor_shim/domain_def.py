@@ -72,7 +72,7 @@ class CharDevice:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What the firmware tries: `devices` of `<os>` (hd, network, cdrom), or per-device orders if any is set."""
+    """What the firmware tries: `devices` of `<os>` (hd, network, cdrom), or a device's boot_order if set."""
 
     devices: tuple[str, ...]
     firmware: str | None = None  # efi, bios, None = as the machine is

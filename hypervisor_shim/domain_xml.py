@@ -3,46 +3,288 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from xml.etree.ElementTree import Element
 
-from hypervisor_shim.domain_def import DomainDef
+from hypervisor_shim.domain_check import check_domain, memory_kib, parse_uuid
+from hypervisor_shim.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
+from hypervisor_shim.domain_fill import fill
+from hypervisor_shim.domain_shape import DOMAIN
 from hypervisor_shim.driver import MetadataKind
+from hypervisor_shim.errors import Code, Origin, error
+from hypervisor_shim.xml_read import namespace_of, read_document
+from hypervisor_shim.xml_write import write_element
+
+DEFAULT_ARCH = "x86_64"
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
     """What only a running domain's document has. Keys of `targets` are interface MACs, values their device
-    names; `metadata` are extra elements (text of one XML element each) put into `<metadata>`."""
+    names; keys of `ptys` are aliases (serial0). `metadata`: extra elements, the text of one each, put into
+    `<metadata>`. `aliases`: devices carry the names that other calls know them by."""
 
     id: int
     targets: Mapping[str, str] = field(default_factory=dict)
-    ptys: Mapping[str, str] = field(default_factory=dict)  # alias (serial0) → path
+    ptys: Mapping[str, str] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
+    aliases: bool = True
 
 
-def parse_domain(xml: str) -> DomainDef:
-    """Check and normalise a `<domain>` document of at most 4 MiB.
+def parse_domain(xml: str, *, arch: str = DEFAULT_ARCH) -> DomainDef:
+    """Check and normalise a `<domain>` document of at most 4 MiB. `arch`: of a guest that names none.
 
-    Raises LibvirtError: XML_DETAIL (35) not well-formed, or with a DTD or entity declaration; XML_ERROR (27),
-    OS_TYPE (16) or CONFIG_UNSUPPORTED (67) for content libvirtd refuses. A missing UUID and missing MAC
-    addresses are generated, so parsing the same text twice may give two different domains.
+    Raises LibvirtError: XML_DETAIL (35) not well-formed, or with a document type declaration; XML_ERROR (27),
+    CONFIG_UNSUPPORTED (67) and others for content libvirtd refuses. A missing UUID and missing MAC addresses
+    are made up, so parsing the same text twice may give two different domains.
     """
-    raise NotImplementedError
+    sent = read_document(xml)
+    check_domain(sent)
+    return _describe(fill(sent, arch))
 
 
 def format_domain(definition: DomainDef, live: Live | None = None, *, secure: bool = False) -> str:
-    """The document as a client reads it; `live` given: that of the running domain. Without `secure` the
+    """The document as a client reads it; with `live`, that of the running domain. Without `secure` the
     passwords of graphics devices are left out."""
-    raise NotImplementedError
+    root = definition.tree
+    secrets = not secure and root.find("devices/graphics[@passwd]") is not None
+    if live is not None or secrets:
+        root = deepcopy(root)
+    if secrets:
+        for graphics in root.iterfind("devices/graphics"):
+            graphics.attrib.pop("passwd", None)
+            graphics.attrib.pop("passwdValidTo", None)
+    if live is not None:
+        root.set("id", str(live.id))
+        _add_live(root, live)
+    text = write_element(root)
+    return text.replace("<devices/>", "<devices>\n  </devices>", 1)
+
+
+_BEFORE_TARGET = ("mac", "source", "virtualport", "vlan", "bandwidth", "port", "ip", "route", "script")
+
+
+def _add_live(root: Element, live: Live) -> None:
+    for kind in ("serial", "console"):
+        for i, device in enumerate(root.iterfind(f"devices/{kind}")):
+            alias = f"{kind}{i}"
+            path = live.ptys.get(alias) or (live.ptys.get("serial0") if alias == "console0" else None)
+            if path is not None and device.get("type") == "pty":
+                for source in device.findall("source"):
+                    device.remove(source)
+                device.insert(0, Element("source", path=path))
+                if kind == "console":
+                    device.set("tty", path)
+            if live.aliases:
+                # the first console is the first serial port and goes by its name
+                _add_alias(device, "serial0" if alias == "console0" else alias)
+    for i, interface in enumerate(root.iterfind("devices/interface")):
+        mac = interface.find("mac")
+        name = live.targets.get(mac.get("address", "") if mac is not None else "")
+        if name is not None:
+            target = interface.find("target")
+            if target is None:
+                at = sum(child.tag in _BEFORE_TARGET for child in interface)
+                target = Element("target")
+                interface.insert(at, target)
+            target.set("dev", name)
+        if live.aliases:
+            _add_alias(interface, f"net{i}")
+    if live.aliases:
+        for disk in root.iterfind("devices/disk"):
+            drive = disk.find("target")
+            if drive is not None:
+                _add_alias(disk, f"{drive.get('bus')}-{drive.get('dev')}")
+    if live.metadata:
+        metadata = root.find("metadata")
+        if metadata is None:
+            metadata = Element("metadata")
+            order = list(DOMAIN.children)
+            at = sum(order.index(child.tag) < order.index("metadata") for child in root)
+            root.insert(at, metadata)
+        for text in live.metadata:
+            metadata.append(read_document(text))
+
+
+def _add_alias(device: Element, name: str) -> None:
+    if device.find("alias") is None:
+        at = next((i for i, child in enumerate(device) if child.tag in ("address", "rom")), len(device))
+        device.insert(at, Element("alias", name=name))
+
+
+# ---- metadata --------------------------------------------------------------------------------------
 
 
 def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> str:
     """Title, description, or element text; NO_DOMAIN_METADATA (80) if it is not there."""
-    raise NotImplementedError
+    if kind is MetadataKind.TITLE:
+        found = definition.title
+    elif kind is MetadataKind.DESCRIPTION:
+        found = definition.description
+    else:
+        element = definition.metadata.get(uri or "")
+        found = None if element is None else write_element(element, quote='"').rstrip("\n")
+    if found is None:
+        raise error(
+            Code.NO_DOMAIN_METADATA, "Requested metadata element is not present", origin=Origin.DOMAIN
+        )
+    return found
 
 
 def set_metadata(
     definition: DomainDef, kind: MetadataKind, text: str | None, key: str | None, uri: str | None
 ) -> DomainDef:
-    """The definition with that piece of metadata replaced, or removed when `text` is None."""
-    raise NotImplementedError
+    """The definition with that piece of metadata replaced, or removed when `text` is None. Of an element the
+    outermost tag is given the prefix `key` and the namespace `uri`, as libvirt does."""
+    root = deepcopy(definition.tree)
+    if kind is not MetadataKind.ELEMENT:
+        tag = "title" if kind is MetadataKind.TITLE else "description"
+        _replace(root, tag, text or None)
+        return _describe(root)
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = _place(root, "metadata")
+    for element in list(metadata):
+        if namespace_of(element, {}) == uri:
+            metadata.remove(element)
+    if text is not None:
+        element = read_document(text)
+        element.tag = f"{key}:{element.tag.rpartition(':')[2]}"
+        element.attrib = {f"xmlns:{key}": uri or "", **element.attrib}
+        metadata.append(element)
+    elif not len(metadata):
+        root.remove(metadata)
+    return _describe(root)
+
+
+def _place(root: Element, tag: str) -> Element:
+    order = list(DOMAIN.children)
+    element = Element(tag)
+    root.insert(sum(order.index(child.tag) < order.index(tag) for child in root), element)
+    return element
+
+
+def _replace(root: Element, tag: str, text: str | None) -> None:
+    element = root.find(tag)
+    if text is None:
+        if element is not None:
+            root.remove(element)
+    else:
+        (_place(root, tag) if element is None else element).text = text
+
+
+# ---- the typed view ----------------------------------------------------------------------------------
+
+
+def _describe(root: Element) -> DomainDef:
+    vcpu, os_type = root.find("vcpu"), root.find("os/type")
+    count = int(root.findtext("vcpu") or "1")
+    uuid = parse_uuid(root.findtext("uuid") or "")
+    assert uuid is not None and vcpu is not None
+    metadata = root.find("metadata")
+    return DomainDef(
+        name=root.findtext("name") or "",
+        uuid=uuid,
+        virt_type=root.attrib["type"],
+        title=root.findtext("title"),
+        description=root.findtext("description"),
+        max_mem_kib=memory_kib(root, "memory"),
+        mem_kib=memory_kib(root, "currentMemory"),
+        vcpus=int(vcpu.get("current", str(count))),
+        max_vcpus=count,
+        os_type=root.findtext("os/type") or "hvm",
+        arch=DEFAULT_ARCH if os_type is None else os_type.get("arch", DEFAULT_ARCH),
+        machine=None if os_type is None else os_type.get("machine"),
+        boot=Boot(
+            devices=tuple(boot.get("dev", "") for boot in root.iterfind("os/boot")),
+            firmware=_get(root.find("os"), "firmware"),
+            kernel=root.findtext("os/kernel"),
+            initrd=root.findtext("os/initrd"),
+            cmdline=root.findtext("os/cmdline"),
+        ),
+        disks=tuple(_disk(disk) for disk in root.iterfind("devices/disk")),
+        interfaces=tuple(_interface(interface) for interface in root.iterfind("devices/interface")),
+        serials=_char_devices(root, "serial"),
+        consoles=_char_devices(root, "console"),
+        metadata={}
+        if metadata is None
+        else {uri: element for element in metadata if (uri := namespace_of(element, {})) is not None},
+        on_poweroff=root.findtext("on_poweroff") or "",
+        on_reboot=root.findtext("on_reboot") or "",
+        on_crash=root.findtext("on_crash") or "",
+        tree=root,
+    )
+
+
+def _get(element: Element | None, name: str) -> str | None:
+    return None if element is None else element.get(name)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _disk(disk: Element) -> Disk:
+    source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
+    hosts = [] if source is None else source.findall("host")
+    return Disk(
+        target=_get(target, "dev") or "",
+        bus=_get(target, "bus") or "",
+        type=disk.attrib["type"],
+        device=disk.attrib["device"],
+        path=_get(source, "file") or _get(source, "dev") or _get(source, "name"),
+        pool=_get(source, "pool"),
+        volume=_get(source, "volume"),
+        protocol=_get(source, "protocol"),
+        hosts=tuple((host.get("name", ""), _number(host.get("port")) or 0) for host in hosts),
+        driver_name=_get(driver, "name"),
+        format=_get(driver, "type"),
+        cache=_get(driver, "cache"),
+        io=_get(driver, "io"),
+        discard=_get(driver, "discard"),
+        readonly=disk.find("readonly") is not None,
+        shareable=disk.find("shareable") is not None,
+        serial=disk.findtext("serial"),
+        wwn=disk.findtext("wwn"),
+        boot_order=_number(_get(disk.find("boot"), "order")),
+    )
+
+
+def _interface(interface: Element) -> Interface:
+    source, port = interface.find("source"), interface.find("virtualport")
+    kind = interface.attrib["type"]
+    parameters = None if port is None else port.find("parameters")
+    reference = interface.find("filterref")
+    guard = None
+    if reference is not None:
+        values: dict[str, list[str]] = {}
+        for parameter in reference.iterfind("parameter"):
+            values.setdefault(parameter.get("name", ""), []).append(parameter.get("value", ""))
+        guard = FilterRef(reference.get("filter", ""), values)
+    return Interface(
+        mac=_get(interface.find("mac"), "address") or "",
+        type=kind,
+        source=_get(source, {"network": "network", "bridge": "bridge", "internal": "name"}.get(kind, "dev")),
+        portgroup=_get(source, "portgroup"),
+        model=_get(interface.find("model"), "type"),
+        target=_get(interface.find("target"), "dev"),
+        boot_order=_number(_get(interface.find("boot"), "order")),
+        filter=guard,
+        link=_get(interface.find("link"), "state"),
+        mtu=_number(_get(interface.find("mtu"), "size")),
+        virtualport=_get(port, "type"),
+        virtualport_parameters={} if parameters is None else dict(parameters.attrib),
+        port_id=_get(parameters, "interfaceid"),
+    )
+
+
+def _char_devices(root: Element, kind: str) -> tuple[CharDevice, ...]:
+    found = []
+    for i, device in enumerate(root.iterfind(f"devices/{kind}")):
+        target = device.find("target")
+        alias = "serial0" if kind == "console" and i == 0 else f"{kind}{i}"
+        given = _get(device.find("alias"), "name")
+        port = _number(_get(target, "port")) or 0
+        found.append(CharDevice(kind, device.get("type", "pty"), port, _get(target, "type"), given or alias))
+    return tuple(found)

@@ -238,6 +238,7 @@ class Caller:
     identity: str
     peer: str
     read_only: bool
+    secure: bool  # nobody else can read along: a unix socket, or TLS
     connection: int  # unique within the server's life
 
 
@@ -248,7 +249,7 @@ class ConsoleStream(Protocol):
         """At least 1 and at most `limit` bytes; b"" when the console is at its end."""
 
     async def write(self, data: bytes) -> None:
-        """Take all of `data`; returning late is the backpressure (the client's socket is not read meanwhile)."""
+        """Take all of `data`. Returning late is the backpressure: the client's socket is not read."""
 
     async def close(self) -> None:
         """Give the console back. A pending read may raise or return b""."""
@@ -290,15 +291,16 @@ class Identity:
     hypervisor_version: int = 8_002_002
     library_version: int = 10_000_000
     schemes: frozenset[str] = field(default_factory=lambda: frozenset({"nic", "qemu"}))
-    path: str = "/system"
+    paths: frozenset[str] = frozenset({"/system"})
+    arch: str = "x86_64"  # of a guest whose definition names none
 
 
 class Driver(ABC):
-    """The program behind the server. Must: the abstract methods. May: the rest (default: code 3, no support)."""
+    """The program behind the server. Must: the abstract methods. May: the rest (default: code 3)."""
 
     identity: Identity = Identity()
 
-    # ---- reading: synchronous, from memory -------------------------------------------------------------
+    # ---- reading: synchronous, from memory -------------------------------------------------------
 
     @abstractmethod
     def hostname(self) -> str: ...
@@ -345,7 +347,7 @@ class Driver(ABC):
         """Sentences about the domain for `virsh dominfo` (a fault that was kept, a fact that disagrees)."""
         return []
 
-    # ---- acting: coroutines, a task each -----------------------------------------------------------------
+    # ---- acting: coroutines, a task each ---------------------------------------------------------
 
     @abstractmethod
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
@@ -392,7 +394,7 @@ class Driver(ABC):
         uri: str | None,
         impact: Impact,
     ) -> None:
-        """Replace (or with `text` None remove) the title, the description, or the element of namespace `uri`."""
+        """Replace (`text` None: remove) the title, the description, or the element of namespace `uri`."""
         raise unsupported("virDomainSetMetadata")
 
     async def open_console(
@@ -401,7 +403,7 @@ class Driver(ABC):
         """`device` is an alias such as `serial0`; None means the first one."""
         raise unsupported("virDomainOpenConsole")
 
-    # ---- events --------------------------------------------------------------------------------------------
+    # ---- events ----------------------------------------------------------------------------------
 
     @abstractmethod
     def subscribe(self, sink: EventSink) -> Callable[[], None]:

@@ -20,6 +20,9 @@ class Code(IntEnum):
     INVALID_ARG = 8
     OPERATION_FAILED = 9
     OS_TYPE = 16
+    NO_SOURCE = 19
+    NO_TARGET = 20
+    NO_NAME = 21
     DRIVER_FULL = 25
     XML_ERROR = 27
     DOM_EXIST = 28
@@ -78,38 +81,38 @@ class Origin(IntEnum):
 
 #: The sentence libvirt puts before the detail, per code (its client prints the whole message as it is sent).
 _PREFIX: dict[Code, str] = {
-    Code.INTERNAL_ERROR: "internal error",
-    Code.NO_SUPPORT: "this function is not supported by the connection driver",
-    Code.NO_CONNECT: "no connection driver available for",
-    Code.INVALID_CONN: "invalid connection pointer in",
-    Code.INVALID_DOMAIN: "invalid domain pointer in",
-    Code.INVALID_ARG: "invalid argument",
-    Code.OPERATION_FAILED: "operation failed",
-    Code.OS_TYPE: "unknown OS type",
-    Code.XML_ERROR: "XML error",
-    Code.DOM_EXIST: "this domain exists already",
-    Code.OPERATION_DENIED: "operation forbidden",
-    Code.AUTH_FAILED: "authentication failed",
-    Code.NO_DOMAIN: "Domain not found",
-    Code.OPERATION_INVALID: "Requested operation is not valid",
-    Code.CONFIG_UNSUPPORTED: "unsupported configuration",
-    Code.OPERATION_TIMEOUT: "Timed out during operation",
-    Code.NO_DOMAIN_SNAPSHOT: "Domain snapshot not found",
-    Code.INVALID_STREAM: "invalid stream pointer",
-    Code.ARGUMENT_UNSUPPORTED: "argument unsupported",
-    Code.OPERATION_ABORTED: "operation aborted",
-    Code.NO_DOMAIN_METADATA: "metadata not found",
-    Code.OVERFLOW: "numerical overflow",
-    Code.OPERATION_UNSUPPORTED: "Operation not supported",
-    Code.AGENT_UNRESPONSIVE: "Guest agent is not responding",
-    Code.RESOURCE_BUSY: "resource busy",
-    Code.ACCESS_DENIED: "access denied",
-    Code.NO_STORAGE_POOL: "Storage pool not found",
-    Code.NO_STORAGE_VOL: "Storage volume not found",
-    Code.NO_NETWORK: "Network not found",
-    Code.AUTH_UNAVAILABLE: "authentication unavailable",
-    Code.DEVICE_MISSING: "device not found",
-    Code.NO_DOMAIN_CHECKPOINT: "Domain checkpoint not found",
+    Code.INTERNAL_ERROR: "internal error: ",
+    Code.NO_SUPPORT: "this function is not supported by the connection driver: ",
+    Code.NO_CONNECT: "no connection driver available for ",
+    Code.INVALID_CONN: "invalid connection pointer in ",
+    Code.INVALID_DOMAIN: "invalid domain pointer in ",
+    Code.INVALID_ARG: "invalid argument: ",
+    Code.OPERATION_FAILED: "operation failed: ",
+    Code.OS_TYPE: "unknown OS type: ",
+    Code.XML_ERROR: "XML error: ",
+    Code.DOM_EXIST: "this domain exists already: ",
+    Code.OPERATION_DENIED: "operation forbidden: ",
+    Code.AUTH_FAILED: "authentication failed: ",
+    Code.NO_DOMAIN: "Domain not found: ",
+    Code.OPERATION_INVALID: "Requested operation is not valid: ",
+    Code.CONFIG_UNSUPPORTED: "unsupported configuration: ",
+    Code.OPERATION_TIMEOUT: "Timed out during operation: ",
+    Code.NO_DOMAIN_SNAPSHOT: "Domain snapshot not found: ",
+    Code.INVALID_STREAM: "invalid stream pointer: ",
+    Code.ARGUMENT_UNSUPPORTED: "argument unsupported: ",
+    Code.OPERATION_ABORTED: "operation aborted: ",
+    Code.NO_DOMAIN_METADATA: "metadata not found: ",
+    Code.OVERFLOW: "numerical overflow: ",
+    Code.OPERATION_UNSUPPORTED: "Operation not supported: ",
+    Code.AGENT_UNRESPONSIVE: "Guest agent is not responding: ",
+    Code.RESOURCE_BUSY: "resource busy: ",
+    Code.ACCESS_DENIED: "access denied: ",
+    Code.NO_STORAGE_POOL: "Storage pool not found: ",
+    Code.NO_STORAGE_VOL: "Storage volume not found: ",
+    Code.NO_NETWORK: "Network not found: ",
+    Code.AUTH_UNAVAILABLE: "authentication unavailable: ",
+    Code.DEVICE_MISSING: "device not found: ",
+    Code.NO_DOMAIN_CHECKPOINT: "Domain checkpoint not found: ",
 }
 
 
@@ -120,17 +123,26 @@ class LibvirtError(Exception):
     client gets INTERNAL_ERROR without the detail.
     """
 
-    def __init__(self, code: Code, message: str, *, origin: Origin = Origin.QEMU) -> None:
+    def __init__(
+        self, code: Code, message: str, *, origin: Origin = Origin.QEMU, detail: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.origin = origin
+        self.detail = detail  # the part of `message` behind the code's prefix, if it has one
 
 
 def error(code: Code, detail: str, *, origin: Origin = Origin.QEMU) -> LibvirtError:
-    """A LibvirtError whose message is libvirt's own prefix for `code`, a colon, and `detail`."""
+    """A LibvirtError whose message is libvirt's own prefix for `code` and `detail`."""
     prefix = _PREFIX.get(code)
-    return LibvirtError(code, f"{prefix}: {detail}" if prefix else detail, origin=origin)
+    message = f"{prefix}{detail}" if prefix else detail
+    return LibvirtError(code, message, origin=origin, detail=detail if prefix else None)
+
+
+def rpc_error(message: str) -> LibvirtError:
+    """A packet that is not understood: code 39, no prefix."""
+    return LibvirtError(Code.RPC, message, origin=Origin.RPC)
 
 
 def uuid_text(uuid: bytes) -> str:
@@ -147,6 +159,10 @@ def no_domain(uuid: bytes, name: str | None = None) -> LibvirtError:
 
 def no_domain_named(name: str) -> LibvirtError:
     return error(Code.NO_DOMAIN, f"no domain with matching name '{name}'")
+
+
+def no_domain_id(id: int) -> LibvirtError:
+    return error(Code.NO_DOMAIN, f"no domain with matching id {id}")
 
 
 def not_running() -> LibvirtError:

@@ -1,0 +1,166 @@
+"""The connection's own calls: opening, authentication, identity, the node, keepalive, event registration."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.frame import NONNULL_DOMAIN
+from hypervisor_shim.procedures import Phase, Procedure
+from hypervisor_shim.session import Session
+from hypervisor_shim.xdr import (
+    INT,
+    OPTIONAL_TEXT,
+    TEXT,
+    UHYPER,
+    UINT,
+    Array,
+    Opaque,
+    Optional,
+    Record,
+    WideChars,
+)
+
+_AUTH_NONE = 0
+_OPEN_READ_ONLY = 1
+_SASL_DATA_MAX = 65_536
+
+#: Features a client may ask for (libvirt: virDrvFeature). Passing file descriptors (8) is not among them.
+_TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK = 9, 10, 14, 15
+_FEATURES = frozenset((_TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK))
+
+
+def _auth_list(session: Session) -> list[int]:
+    return [_AUTH_NONE]
+
+
+def _auth_refused(session: Session, *ignored: object) -> NoReturn:
+    raise error(Code.AUTH_FAILED, "authentication failed", origin=Origin.RPC)
+
+
+def _open(session: Session, name: str | None, flags: int) -> None:
+    if session.opened:
+        raise error(Code.INTERNAL_ERROR, "connection already open", origin=Origin.RPC)
+    if name:
+        try:
+            uri = urlsplit(name)
+        except ValueError:
+            raise error(Code.NO_CONNECT, name, origin=Origin.NONE) from None
+        identity = session.driver.identity
+        if uri.scheme not in identity.schemes:
+            raise error(Code.NO_CONNECT, name, origin=Origin.NONE)
+        if uri.path not in identity.paths:
+            raise LibvirtError(
+                Code.INTERNAL_ERROR,
+                f"internal error: unexpected {uri.scheme} URI path '{uri.path}', try "
+                f"{uri.scheme}://{sorted(identity.paths)[0]}",
+            )
+    session.enter(read_only=session.listener_read_only or bool(flags & _OPEN_READ_ONLY))
+
+
+def _close(session: Session) -> None:
+    session.hang_up()
+
+
+def _supports_feature(session: Session, feature: int) -> int:
+    if feature == _KEEPALIVE:
+        session.want_keepalive()
+    return int(feature in _FEATURES)
+
+
+def _get_type(session: Session) -> str:
+    return session.driver.identity.hypervisor
+
+
+def _get_version(session: Session) -> int:
+    return session.driver.identity.hypervisor_version
+
+
+def _get_lib_version(session: Session) -> int:
+    return session.driver.identity.library_version
+
+
+def _get_hostname(session: Session) -> str:
+    return session.driver.hostname()
+
+
+def _get_uri(session: Session) -> str:
+    return session.driver.uri()
+
+
+def _get_capabilities(session: Session) -> str:
+    return session.driver.capabilities()
+
+
+def _is_secure(session: Session) -> int:
+    return int(session.caller.secure)
+
+
+def _node_info(session: Session) -> tuple[str, int, int, int, int, int, int, int]:
+    n = session.driver.node_info()
+    return n.model, n.memory_kib, n.cpus, n.mhz, n.nodes, n.sockets, n.cores, n.threads
+
+
+def _security_model(session: Session) -> tuple[str, str]:
+    return "", ""
+
+
+def _domain_capabilities(
+    session: Session,
+    emulator: str | None,
+    arch: str | None,
+    machine: str | None,
+    virt_type: str | None,
+    flags: int,
+) -> str:
+    return session.driver.domain_capabilities(emulator, arch, machine, virt_type)
+
+
+def _register_close(session: Session) -> None:
+    session.wants_close_event = True
+
+
+def _unregister_close(session: Session) -> None:
+    session.wants_close_event = False
+
+
+def _register_event(session: Session, event_id: int, domain: tuple[str, bytes, int] | None) -> int:
+    return session.registrations.add(event_id, None if domain is None else domain[1])
+
+
+def _deregister_event(session: Session, callback: int) -> None:
+    session.registrations.remove(callback)
+
+
+ROWS = [
+    Procedure(66, "virAuthList", _auth_list, reply=Array(INT, 20), phase=Phase.CONNECTED),
+    Procedure(67, "virAuthSaslInit", _auth_refused, phase=Phase.CONNECTED),
+    Procedure(68, "virAuthSaslStart", _auth_refused, phase=Phase.CONNECTED,
+              args=Record(TEXT, INT, Opaque(_SASL_DATA_MAX))),
+    Procedure(69, "virAuthSaslStep", _auth_refused, phase=Phase.CONNECTED,
+              args=Record(INT, Opaque(_SASL_DATA_MAX))),
+    Procedure(70, "virAuthPolkit", _auth_refused, phase=Phase.CONNECTED),
+    Procedure(1, "virConnectOpen", _open, args=Record(OPTIONAL_TEXT, UINT), phase=Phase.AUTHENTICATED),
+    Procedure(2, "virConnectClose", _close, phase=Phase.AUTHENTICATED),
+    Procedure(60, "virConnectSupportsFeature", _supports_feature, args=Record(INT), reply=INT,
+              phase=Phase.AUTHENTICATED),
+    Procedure(3, "virConnectGetType", _get_type, reply=TEXT, read_only=True),
+    Procedure(4, "virConnectGetVersion", _get_version, reply=UHYPER, read_only=True),
+    Procedure(157, "virConnectGetLibVersion", _get_lib_version, reply=UHYPER, read_only=True),
+    Procedure(59, "virConnectGetHostname", _get_hostname, reply=TEXT, read_only=True),
+    Procedure(110, "virConnectGetURI", _get_uri, reply=TEXT, read_only=True),
+    Procedure(7, "virConnectGetCapabilities", _get_capabilities, reply=TEXT, read_only=True),
+    Procedure(149, "virConnectIsSecure", _is_secure, reply=INT, read_only=True),
+    Procedure(6, "virNodeGetInfo", _node_info, read_only=True,
+              reply=Record(WideChars(32, counted=False), UHYPER, INT, INT, INT, INT, INT, INT)),
+    Procedure(122, "virNodeGetSecurityModel", _security_model, read_only=True,
+              reply=Record(WideChars(257, counted=True), WideChars(257, counted=True))),
+    Procedure(342, "virConnectGetDomainCapabilities", _domain_capabilities, read_only=True, reply=TEXT,
+              args=Record(OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT)),
+    Procedure(360, "virConnectRegisterCloseCallback", _register_close, read_only=True),
+    Procedure(361, "virConnectUnregisterCloseCallback", _unregister_close, read_only=True),
+    Procedure(316, "virConnectDomainEventRegisterAny", _register_event, read_only=True, reply=INT,
+              args=Record(INT, Optional(NONNULL_DOMAIN))),
+    Procedure(317, "virConnectDomainEventDeregisterAny", _deregister_event, read_only=True, args=Record(INT)),
+]  # fmt: skip

@@ -1,0 +1,389 @@
+"""One client: packets in, packets out, and the limits between.
+
+Reading calls are answered while the packet lies in the buffer; what one wake-up brought is answered with one
+write. Three things stop the reading, as in libvirtd: calls in flight at their limit, a socket that does not
+take what was written, and a stream whose console is slow. No more is kept than has been read by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hypervisor_shim.driver import DomainEvent
+from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.frame import (
+    HEADER,
+    HEADER_SIZE,
+    PACKET_MAX,
+    Keepalive,
+    Program,
+    Status,
+    Type,
+    error_body,
+    packet,
+)
+from hypervisor_shim.procedures import Entry, Kind, Tables
+from hypervisor_shim.session import Session
+from hypervisor_shim.streams import STREAMS_MAX, Stream
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client, and all together, may cost. Times in seconds, sizes in bytes."""
+
+    in_flight: int = 5  # acting calls per client
+    clients: int = 5000  # connections per server
+    unopened: int = 20  # connections per listener that have not been let in yet
+    opening_time: float = 30.0  # from accept to CONNECT_OPEN
+    packet_time: float = 60.0  # from the first byte of a packet to its last
+    stalled_time: float = 60.0  # a client that takes nothing of what was written
+    unopened_packet: int = 262_144  # the largest packet before CONNECT_OPEN
+    packet: int = PACKET_MAX
+    partial_total: int = 256 * 1024 * 1024  # all clients' unfinished packets together
+    write_high: int = 1024 * 1024  # unsent bytes at which nothing more is read
+    event_backlog: int = 4 * 1024 * 1024  # unsent bytes at which a client that gets events is dropped
+    keepalive_interval: float = 5.0
+    keepalive_count: int = 5
+
+
+class Home(Protocol):
+    """What a connection needs of its server."""
+
+    limits: Limits
+    tables: Tables
+    partial_bytes: int
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work`; the server sees to its end."""
+
+    def opened(self, connection: Connection) -> None: ...
+
+    def gone(self, connection: Connection) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, home: Home, session: Session) -> None:
+        self._home = home
+        self._limits = home.limits
+        self._session = session
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._chunks: list[bytes] = []  # the beginning of a packet that is not complete
+        self._chunks_size = 0
+        self._needed = 0
+        self._rest = b""  # read but not looked at, while the reading is stopped
+        self._in_flight = 0
+        self._holding_streams = 0
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._stopped = False
+        self._streams: dict[int, Stream] = {}
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._heard = True
+        self._unanswered = 0
+        self._keepalive_timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None  # of opening, then of a packet
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._table: dict[int, Entry] = {}
+        self._packet_max = min(self._limits.packet, self._limits.unopened_packet)
+        session.changed = self._choose
+        self._choose()
+
+    # ---- asyncio's side --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=self._limits.write_high)
+        self._set_deadline(self._limits.opening_time, "did not open a connection")
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._chunks:
+            self._chunks.append(data)
+            self._chunks_size += len(data)
+            self._home.partial_bytes += len(data)
+            if self._chunks_size < self._needed:
+                if self._home.partial_bytes > self._limits.partial_total:
+                    self._drop("unfinished packets of all clients together are too large")
+                return
+            data = b"".join(self._chunks)
+            self._forget_chunks()
+        self._answer_all(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+        self._stall_timer = self._loop.call_later(
+            self._limits.stalled_time, self._drop, "takes nothing of what it asked for"
+        )
+        self._stop_or_go()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+        if self._stall_timer:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        self._stop_or_go()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._writable.set()
+        self._forget_chunks()
+        self._rest = b""
+        for timer in (self._keepalive_timer, self._deadline, self._stall_timer):
+            if timer:
+                timer.cancel()
+        for pump in self._pumps:
+            pump.cancel()
+        self._home.gone(self)
+
+    # ---- packets in ------------------------------------------------------------------------------
+
+    def _answer_all(self, data: bytes) -> None:
+        """Serve every complete packet of `data`; keep the rest."""
+        pos, end, size = 0, len(data), 0
+        out: list[bytes] = []
+        unsent = 0
+        unpack = HEADER.unpack_from
+        while not self._stopped:
+            left = end - pos
+            if left < HEADER_SIZE:
+                size = int.from_bytes(data[pos : pos + 4], "big") if left >= 4 else HEADER_SIZE
+                if not HEADER_SIZE <= size <= self._packet_max:
+                    self._send(out)
+                    self._drop(f"sent a packet of {size} bytes")
+                    return
+                break
+            size, program, version, number, type_, serial, status = unpack(data, pos)
+            if not HEADER_SIZE <= size <= self._packet_max:
+                self._send(out)
+                self._drop(f"sent a packet of {size} bytes")
+                return
+            if left < size:
+                break
+            if type_ == 0 and status == 0 and program == 0x20008086 and version == 1:
+                reply = self._call(number, serial, data, pos + HEADER_SIZE, pos + size)
+            else:
+                reply = self._other(program, version, number, type_, serial, status, data, pos, pos + size)
+            pos += size
+            if reply:
+                out.append(reply)
+                unsent += len(reply)
+                if unsent > self._limits.write_high:
+                    self._send(out)
+                    out, unsent = [], 0
+            if self._transport is None or self._session.closing:
+                break
+        self._send(out)
+        if self._session.closing and self._transport is not None:
+            self._transport.close()
+        elif self._stopped:
+            self._rest = data[pos:] if pos else data
+        elif pos < end:
+            self._keep(data[pos:] if pos else data, size)
+        elif self._deadline is not None and self._session.opened:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _call(self, number: int, serial: int, data: bytes, pos: int, end: int) -> bytes | None:
+        entry = self._table.get(number)
+        if entry is None:
+            return self._refuse(Program.REMOTE, 1, number, serial, Status.OK)
+        try:
+            result = entry.serve(self._session, data, pos, end)
+            if entry.inline:
+                return entry.reply(result, serial)
+        except LibvirtError as refused:
+            return packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
+        except Exception:
+            return self._bug(number, serial)
+        self._in_flight += 1
+        self._stop_or_go()
+        self._home.spawn(self._act(entry, result, serial))
+        return None
+
+    async def _act(self, entry: Entry, work: Coroutine[Any, Any, Any], serial: int) -> None:
+        """Carry out an acting call. It goes on when the client leaves: what was asked for is done."""
+        number = entry.procedure.number
+        try:
+            result = await work
+            if entry.procedure.kind is Kind.STREAM:
+                await self._open_stream(entry, result, serial)
+            else:
+                self._send([entry.reply(result, serial)])
+        except LibvirtError as refused:
+            self._send(
+                [packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))]
+            )
+        except Exception:
+            self._send([self._bug(number, serial)])
+        finally:
+            self._in_flight -= 1
+            self._stop_or_go()
+
+    async def _open_stream(self, entry: Entry, console: Any, serial: int) -> None:
+        if self._transport is None or len(self._streams) >= STREAMS_MAX or serial in self._streams:
+            await console.close()
+            detail = f"this client has {len(self._streams)} streams open"
+            raise error(Code.OPERATION_FAILED, detail, origin=Origin.STREAMS)
+        stream = Stream(
+            entry.procedure.number,
+            serial,
+            console,
+            send=lambda data: self._send([data]),
+            drained=self._drained,
+            held=self._held,
+        )
+        self._streams[serial] = stream
+        self._send([entry.reply(None, serial)])
+        pump = self._home.spawn(self._pump(stream))
+        self._pumps.add(pump)
+        pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, stream: Stream) -> None:
+        try:
+            await stream.run()
+        finally:
+            self._streams.pop(stream.serial, None)
+
+    def _other(
+        self, program: int, version: int, number: int, type_: int, serial: int, status: int,
+        data: bytes, pos: int, end: int,
+    ) -> bytes | None:  # fmt: skip
+        """Everything but a well-formed call of the main program."""
+        if program == Program.KEEPALIVE and type_ == Type.MESSAGE:
+            self._unanswered = 0
+            if number == Keepalive.PING:
+                return packet(Program.KEEPALIVE, 1, Keepalive.PONG, Type.MESSAGE, 0, Status.OK)
+            return None
+        if type_ == Type.STREAM:
+            stream = self._streams.get(serial)
+            if stream is not None and program == Program.REMOTE and stream.procedure == number:
+                stream.receive(status, data[pos + HEADER_SIZE : end])
+            return None
+        if type_ == Type.CALL:
+            return self._refuse(program, version, number, serial, status)
+        return None  # replies, events and holes are dropped in silence, as libvirtd does
+
+    def _refuse(self, program: int, version: int, number: int, serial: int, status: int) -> bytes:
+        refused = self._home.tables.refusal(program, version, number, status, self._session)
+        return packet(program, version, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
+
+    def _bug(self, number: int, serial: int) -> bytes:
+        log.exception("procedure %d failed", number)
+        bug = error(Code.INTERNAL_ERROR, "the server failed to answer; see its log", origin=Origin.RPC)
+        return packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(bug))
+
+    # ---- packets out -----------------------------------------------------------------------------
+
+    def _send(self, packets: list[bytes]) -> None:
+        if packets and self._transport is not None:
+            self._transport.write(packets[0] if len(packets) == 1 else b"".join(packets))
+
+    async def _drained(self) -> None:
+        await self._writable.wait()
+
+    def domain_event(self, event: DomainEvent) -> None:
+        """Tell this client, if it registered for such an event."""
+        if self._transport is None or not self._session.opened:
+            return
+        self._send(list(self._session.registrations.packets(event)))
+        if self._transport and self._transport.get_write_buffer_size() > self._limits.event_backlog:
+            self._drop("does not read its events")
+
+    def close(self) -> None:
+        """The server ends: hang up after what was written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # ---- phases, deadlines, flow -----------------------------------------------------------------
+
+    def _choose(self) -> None:
+        """The session moved on: take the table that goes with its phase."""
+        session, tables = self._session, self._home.tables
+        if not session.opened:
+            self._table = tables.authenticated
+        elif self._table is tables.authenticated:
+            self._table = tables.opened_read_only if session.caller.read_only else tables.opened
+            self._packet_max = self._limits.packet
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+            self._home.opened(self)
+        if session.keepalive and self._keepalive_timer is None and self._transport is not None:
+            self._keepalive_timer = self._loop.call_later(self._limits.keepalive_interval, self._check_alive)
+
+    def _check_alive(self) -> None:
+        """Ask a client that was silent for an interval; give up after as many questions as allowed."""
+        if self._heard or self._stopped:  # while it is not read, it is not its fault
+            self._unanswered = 0
+        elif self._unanswered >= self._limits.keepalive_count:
+            self._drop("answers no keepalive")
+            return
+        else:
+            self._unanswered += 1
+            self._send([packet(Program.KEEPALIVE, 1, Keepalive.PING, Type.MESSAGE, 0, Status.OK)])
+        self._heard = False
+        self._keepalive_timer = self._loop.call_later(self._limits.keepalive_interval, self._check_alive)
+
+    def _keep(self, data: bytes, needed: int) -> None:
+        self._chunks = [data]
+        self._chunks_size = len(data)
+        self._needed = max(needed, HEADER_SIZE) if len(data) >= 4 else 4
+        self._home.partial_bytes += len(data)
+        if self._session.opened and self._deadline is None:
+            self._set_deadline(self._limits.packet_time, "did not finish a packet")
+
+    def _forget_chunks(self) -> None:
+        self._home.partial_bytes -= self._chunks_size
+        self._chunks, self._chunks_size = [], 0
+        if self._session.opened and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _set_deadline(self, seconds: float, failing: str) -> None:
+        self._deadline = self._loop.call_later(seconds, self._drop, f"{failing} in {seconds:g} s")
+
+    def _held(self, holding: bool) -> None:
+        self._holding_streams += 1 if holding else -1
+        self._stop_or_go()
+
+    def _stop_or_go(self) -> None:
+        stop = (
+            self._in_flight >= self._limits.in_flight
+            or self._holding_streams > 0
+            or not self._writable.is_set()
+        )
+        if stop == self._stopped:
+            return
+        self._stopped = stop
+        if self._transport is None or self._transport.is_closing():
+            return
+        if stop:
+            self._transport.pause_reading()
+        else:
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._stopped or self._transport is None or self._transport.is_closing():
+            return
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._answer_all(rest)
+        if not self._stopped and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _drop(self, why: str) -> None:
+        """Hang up on a client that misbehaves; nothing more is sent."""
+        if self._transport is not None:
+            log.warning("client %s %s: disconnected", self._session.caller.peer, why)
+            self._transport.abort()

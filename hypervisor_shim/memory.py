@@ -1,0 +1,394 @@
+"""A driver of domains that exist in memory only, in the likeness of libvirt's `test:///default`.
+
+For trying the library, for tests of clients, and as the simplest complete example of a `Driver`. A console
+echoes what is written to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from hypervisor_shim.domain_def import DomainDef
+from hypervisor_shim.domain_xml import Live, format_domain, get_metadata, parse_domain, set_metadata
+from hypervisor_shim.driver import (
+    Caller,
+    ConsoleFlags,
+    ConsoleStream,
+    CreateFlags,
+    DefinedDetail,
+    DestroyFlags,
+    DomainEvent,
+    DomainInfo,
+    Driver,
+    EventSink,
+    Identity,
+    Impact,
+    Lifecycle,
+    LifecycleEvent,
+    MetadataKind,
+    NodeInfo,
+    RebootEvent,
+    RunningReason,
+    ShutdownDetail,
+    ShutdownFlags,
+    ShutoffReason,
+    StartedDetail,
+    State,
+    StoppedDetail,
+    UndefineFlags,
+)
+from hypervisor_shim.errors import (
+    Code,
+    Origin,
+    already_running,
+    error,
+    no_domain,
+    not_running,
+    uuid_text,
+)
+
+DEFAULT_DOMAIN = """\
+<domain type='test'>
+  <name>test</name>
+  <uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+  <memory unit='KiB'>8388608</memory>
+  <currentMemory unit='KiB'>2097152</currentMemory>
+  <vcpu placement='static'>2</vcpu>
+  <os>
+    <type>hvm</type>
+  </os>
+</domain>
+"""
+
+_CONSOLE_BACKLOG = 64 * 1024  # bytes of an echo that nobody reads
+
+
+@dataclass(slots=True)
+class _Domain:
+    info: DomainInfo
+    config: DomainDef | None  # what the next start uses; None for a transient domain
+    live: DomainDef | None = None  # what the running domain was started from
+    started: float = 0.0
+    console: EchoConsole | None = None
+
+
+class EchoConsole:
+    """Gives back what it is given."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._changed = asyncio.Condition()
+        self._closed = False
+
+    async def read(self, limit: int) -> bytes:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._kept or self._closed)
+            data = bytes(self._kept[:limit])
+            del self._kept[:limit]
+            self._changed.notify_all()
+            return data
+
+    async def write(self, data: bytes) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._kept) < _CONSOLE_BACKLOG or self._closed)
+            self._kept += data
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class MemoryDriver(Driver):
+    """Starts with the domains of `documents`, running if `running`."""
+
+    def __init__(
+        self,
+        documents: Iterable[str] = (DEFAULT_DOMAIN,),
+        *,
+        running: bool = True,
+        identity: Identity | None = None,
+        uri: str = "nic:///system",
+        hostname: str = "localhost",
+        capabilities: str | None = None,
+        node: NodeInfo | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.identity = identity or Identity()
+        self._uri = uri
+        self._hostname = hostname
+        self._capabilities = capabilities or _capabilities(self.identity.arch)
+        self._node = node or NodeInfo(
+            model=self.identity.arch,
+            memory_kib=3 << 20,
+            cpus=16,
+            mhz=1400,
+            nodes=2,
+            sockets=2,
+            cores=2,
+            threads=2,
+        )
+        self._clock = clock
+        self._domains: dict[bytes, _Domain] = {}
+        self._sinks: list[EventSink] = []
+        self._next_id = 1
+        for document in documents:
+            definition = parse_domain(document, arch=self.identity.arch)
+            domain = _Domain(_described(definition), definition)
+            self._domains[definition.uuid] = domain
+            if running:
+                self._run(domain, definition)
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def hostname(self) -> str:
+        return self._hostname
+
+    def uri(self) -> str:
+        return self._uri
+
+    def capabilities(self) -> str:
+        return self._capabilities
+
+    def node_info(self) -> NodeInfo:
+        return self._node
+
+    def domains(self) -> list[DomainInfo]:
+        return [self._now(domain) for domain in self._domains.values()]
+
+    def domain(self, uuid: bytes) -> DomainInfo | None:
+        domain = self._domains.get(uuid)
+        return None if domain is None else self._now(domain)
+
+    def domain_by_name(self, name: str) -> DomainInfo | None:
+        return next((self._now(d) for d in self._domains.values() if d.info.name == name), None)
+
+    def domain_by_id(self, id: int) -> DomainInfo | None:
+        return next((self._now(d) for d in self._domains.values() if d.info.id == id), None)
+
+    def domain_xml(self, uuid: bytes, *, inactive: bool, secure: bool) -> str:
+        domain = self._find(uuid)
+        if domain.live is not None and not inactive:
+            live = Live(domain.info.id, aliases=False)
+            return format_domain(domain.live, live, secure=secure)
+        definition = domain.config or domain.live
+        assert definition is not None
+        return format_domain(definition, secure=secure)
+
+    def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
+        domain = self._find(uuid)
+        live = domain.live is not None and impact is not Impact.CONFIG
+        definition = domain.live if live else domain.config
+        assert definition is not None
+        return get_metadata(definition, kind, uri)
+
+    def _now(self, domain: _Domain) -> DomainInfo:
+        info = domain.info
+        if info.id < 0:
+            return info
+        return replace(info, cpu_time_ns=int((self._clock() - domain.started) * 1e9))
+
+    # ---- acting ----------------------------------------------------------------------------------
+
+    async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
+        domain = self._domains.get(definition.uuid)
+        holder = self.domain_by_name(definition.name)
+        if holder is not None and holder.uuid != definition.uuid:
+            raise error(
+                Code.OPERATION_FAILED,
+                f"domain '{definition.name}' already exists with uuid {uuid_text(holder.uuid)}",
+                origin=Origin.DOMAIN,
+            )
+        if domain is None:
+            domain = self._domains[definition.uuid] = _Domain(_described(definition), definition)
+            detail = DefinedDetail.ADDED
+        else:
+            if domain.info.name != definition.name:
+                raise error(
+                    Code.OPERATION_FAILED,
+                    f"domain '{domain.info.name}' is already defined with uuid {uuid_text(definition.uuid)}",
+                    origin=Origin.DOMAIN,
+                )
+            domain.config = definition
+            if domain.live is None:
+                domain.info = replace(_described(definition), autostart=domain.info.autostart)
+            else:
+                domain.info = replace(domain.info, persistent=True, updated=True)
+            detail = DefinedDetail.UPDATED
+        self._tell(domain, Lifecycle.DEFINED, detail)
+        return domain.info
+
+    async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
+        domain = self._find(uuid)
+        if domain.config is None:
+            raise error(Code.OPERATION_INVALID, "cannot undefine transient domain")
+        domain.config = None
+        domain.info = replace(domain.info, persistent=False, autostart=False)
+        self._tell(domain, Lifecycle.UNDEFINED, 0)
+        if domain.live is None:
+            del self._domains[uuid]
+
+    async def create(self, caller: Caller, uuid: bytes, flags: CreateFlags) -> DomainInfo:
+        domain = self._find(uuid)
+        if domain.live is not None or domain.config is None:
+            raise already_running()
+        self._run(domain, domain.config)
+        self._tell(domain, Lifecycle.STARTED, StartedDetail.BOOTED)
+        return domain.info
+
+    async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
+        domain = self._domains.get(definition.uuid)
+        if domain is not None and domain.live is not None:
+            raise error(Code.OPERATION_INVALID, f"domain is already active as '{domain.info.name}'")
+        if domain is None:
+            domain = self._domains[definition.uuid] = _Domain(
+                replace(_described(definition), persistent=False), None
+            )
+        self._run(domain, definition)
+        self._tell(domain, Lifecycle.STARTED, StartedDetail.BOOTED)
+        return domain.info
+
+    async def destroy(self, caller: Caller, uuid: bytes, flags: DestroyFlags) -> None:
+        domain = self._running(uuid)
+        await self._stop(domain, ShutoffReason.DESTROYED, StoppedDetail.DESTROYED)
+
+    async def shutdown(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
+        domain = self._running(uuid)
+        await self._stop(domain, ShutoffReason.SHUTDOWN, StoppedDetail.SHUTDOWN)
+
+    async def reboot(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
+        domain = self._running(uuid)
+        self._publish(RebootEvent(domain.info))
+
+    async def reset(self, caller: Caller, uuid: bytes) -> None:
+        domain = self._running(uuid)
+        self._publish(RebootEvent(domain.info))
+
+    async def inject_nmi(self, caller: Caller, uuid: bytes) -> None:
+        self._running(uuid)
+
+    async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
+        domain = self._find(uuid)
+        if domain.config is None:
+            raise error(Code.OPERATION_INVALID, "cannot set autostart for transient domain")
+        domain.info = replace(domain.info, autostart=autostart)
+
+    async def set_metadata(
+        self,
+        caller: Caller,
+        uuid: bytes,
+        kind: MetadataKind,
+        text: str | None,
+        key: str | None,
+        uri: str | None,
+        impact: Impact,
+    ) -> None:
+        domain = self._find(uuid)
+        if domain.live is not None and impact is not Impact.CONFIG:
+            domain.live = set_metadata(domain.live, kind, text, key, uri)
+        if domain.config is not None and (impact & Impact.CONFIG or domain.live is None):
+            domain.config = set_metadata(domain.config, kind, text, key, uri)
+
+    async def open_console(
+        self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
+    ) -> ConsoleStream:
+        domain = self._running(uuid)
+        assert domain.live is not None
+        known = [*domain.live.serials, *domain.live.consoles]
+        if not known or (device is not None and device not in {char.alias for char in known}):
+            raise error(Code.INTERNAL_ERROR, f"cannot find console device '{device or 'default'}'")
+        if domain.console is not None and not domain.console._closed:
+            if not flags & ConsoleFlags.FORCE:
+                raise error(Code.OPERATION_FAILED, "Active console session exists for this domain")
+            await domain.console.close()
+        domain.console = EchoConsole()
+        return domain.console
+
+    # ---- events ------------------------------------------------------------------------------------
+
+    def subscribe(self, sink: EventSink) -> Callable[[], None]:
+        self._sinks.append(sink)
+        return lambda: self._sinks.remove(sink)
+
+    def _publish(self, event: DomainEvent) -> None:
+        for sink in list(self._sinks):
+            sink.domain_event(event)
+
+    def _tell(self, domain: _Domain, event: Lifecycle, detail: int) -> None:
+        self._publish(LifecycleEvent(domain.info, event, detail))
+
+    # ---- within ------------------------------------------------------------------------------------
+
+    def _find(self, uuid: bytes) -> _Domain:
+        domain = self._domains.get(uuid)
+        if domain is None:
+            raise no_domain(uuid)
+        return domain
+
+    def _running(self, uuid: bytes) -> _Domain:
+        domain = self._find(uuid)
+        if domain.live is None:
+            raise not_running()
+        return domain
+
+    def _run(self, domain: _Domain, definition: DomainDef) -> None:
+        domain.live = definition
+        domain.started = self._clock()
+        domain.info = replace(
+            domain.info, id=self._next_id, state=State.RUNNING, reason=RunningReason.BOOTED, updated=False
+        )
+        self._next_id += 1
+
+    async def _stop(self, domain: _Domain, reason: ShutoffReason, detail: StoppedDetail) -> None:
+        if domain.console is not None:
+            await domain.console.close()
+            domain.console = None
+        domain.live = None
+        off = replace(domain.info, id=-1, state=State.SHUTOFF, reason=reason, cpu_time_ns=0, updated=False)
+        domain.info = off
+        if detail is StoppedDetail.SHUTDOWN:
+            self._tell(domain, Lifecycle.SHUTDOWN, ShutdownDetail.FINISHED)
+        self._tell(domain, Lifecycle.STOPPED, detail)
+        if domain.config is None:
+            self._domains.pop(off.uuid, None)
+        else:
+            # what was defined meanwhile is what the domain is from now on
+            domain.info = replace(_described(domain.config), reason=reason, autostart=off.autostart)
+
+
+def _described(definition: DomainDef) -> DomainInfo:
+    return DomainInfo(
+        uuid=definition.uuid,
+        name=definition.name,
+        max_mem_kib=definition.max_mem_kib,
+        mem_kib=definition.mem_kib,
+        vcpus=definition.vcpus,
+        max_vcpus=definition.max_vcpus,
+        os_type=definition.os_type,
+    )
+
+
+def _capabilities(arch: str) -> str:
+    return f"""\
+<capabilities>
+
+  <host>
+    <cpu>
+      <arch>{arch}</arch>
+    </cpu>
+  </host>
+
+  <guest>
+    <os_type>hvm</os_type>
+    <arch name='{arch}'>
+      <wordsize>{64 if "64" in arch else 32}</wordsize>
+      <domain type='test'/>
+    </arch>
+  </guest>
+
+</capabilities>
+"""

@@ -1,0 +1,174 @@
+"""How a call becomes an answer: a row per procedure, compiled once into a function.
+
+To serve another procedure, add a row where its family lives (`calls_connect`, `calls_domain`); nothing here
+changes. A row that is not there is refused: code 3 for a number libvirt has given out, 39 for any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from struct import Struct
+from typing import Any
+
+from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
+from hypervisor_shim.frame import HEADER, HEADER_SIZE, Program, Status, Type
+from hypervisor_shim.session import Session
+from hypervisor_shim.xdr import Codec, Record, XdrError
+
+
+class Phase(Enum):
+    """From when on a call may be made."""
+
+    CONNECTED = 0  # at once, before authentication
+    AUTHENTICATED = 1  # before CONNECT_OPEN
+    OPENED = 2
+
+
+class Kind(Enum):
+    READ = 0  # answered inline, from memory
+    ACT = 1  # the handler is a coroutine function; a task of its own
+    STREAM = 2  # like ACT, and its result is the ConsoleStream that the reply's serial then carries
+
+
+@dataclass(frozen=True, slots=True)
+class Procedure:
+    """`handler(session, *args)` gets the members of `args`; what it returns is what `reply` writes (a tuple
+    for a Record, the bare value for anything else, None without a reply body).
+
+    `read_only` says whether a read-only client may call it: nothing may unless its row says so.
+    """
+
+    number: int
+    api: str  # the public function's name, which error messages carry
+    handler: Callable[..., Any]
+    args: Record | None = None
+    reply: Codec | None = None
+    read_only: bool = False
+    kind: Kind = Kind.READ
+    phase: Phase = Phase.OPENED
+    program: Program = Program.REMOTE
+
+
+_UNDECODABLE = "Unable to decode message payload"
+
+#: From a packet's body (buffer, start, end) to the handler's result: a value or a coroutine.
+Serve = Callable[[Session, bytes, int, int], Any]
+#: From a result and the call's serial to the whole reply packet.
+Reply = Callable[[Any, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row made ready to run."""
+
+    procedure: Procedure
+    serve: Serve
+    reply: Reply
+    inline: bool
+
+
+def _compile_serve(row: Procedure) -> Serve:
+    handler, args = row.handler, row.args
+    if args is None:
+        return lambda session, buf, pos, end: handler(session)
+    if len(args.members) == 1:
+        read_one = args.members[0].read
+
+        def serve_one(session: Session, buf: bytes, pos: int, end: int) -> Any:
+            try:
+                value, _ = read_one(buf, pos, end)
+            except XdrError as bad:
+                raise rpc_error(_UNDECODABLE) from bad
+            return handler(session, value)
+
+        return serve_one
+
+    read = args.read
+
+    def serve(session: Session, buf: bytes, pos: int, end: int) -> Any:
+        try:
+            values, _ = read(buf, pos, end)
+        except XdrError as bad:
+            raise rpc_error(_UNDECODABLE) from bad
+        return handler(session, *values)
+
+    return serve
+
+
+def _compile_reply(row: Procedure) -> Reply:
+    codec, program, number = row.reply, int(row.program), row.number
+    if codec is None:
+        pack_empty = HEADER.pack
+        return lambda _, serial: pack_empty(HEADER_SIZE, program, 1, number, 1, serial, 0)
+    if codec.fixed is not None:
+        whole = Struct(HEADER.format + codec.fixed)
+        pack, size = whole.pack, whole.size
+        if isinstance(codec, Record):
+            return lambda result, serial: pack(size, program, 1, number, 1, serial, 0, *result)
+        return lambda result, serial: pack(size, program, 1, number, 1, serial, 0, result)
+
+    write, header = codec.write, HEADER.pack
+
+    def reply(result: Any, serial: int) -> bytes:
+        out = [b""]
+        try:
+            write(result, out)
+        except XdrError as too_big:
+            raise rpc_error(f"The answer does not fit a packet: {too_big}") from too_big
+        size = HEADER_SIZE + sum(map(len, out))
+        out[0] = header(size, program, 1, number, Type.REPLY, serial, Status.OK)
+        return b"".join(out)
+
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """For each phase the calls that are permitted in it, by (program and) number: a positive list each."""
+
+    by_program: dict[int, dict[int, Entry]]
+    known: dict[int, Callable[[int], str | None]]  # program → number → API name, None if never given out
+    connected: dict[int, Entry]
+    authenticated: dict[int, Entry]
+    opened: dict[int, Entry]
+    opened_read_only: dict[int, Entry]
+
+    def refusal(self, program: int, version: int, number: int, status: int, session: Session) -> LibvirtError:
+        """Why a CALL that is in no table of this session's phase is not served, in libvirtd's order."""
+        known = self.known.get(program)
+        if known is None or version != 1:
+            return rpc_error(f"Cannot find program {program} version {version}")
+        if status != Status.OK:
+            return rpc_error(f"Unexpected message status {status}")
+        name = known(number)
+        if name is None:
+            return rpc_error(f"unknown procedure: {number}")
+        if not session.opened:
+            return error(Code.INTERNAL_ERROR, "hypervisor connection not open", origin=Origin.RPC)
+        if number in self.by_program.get(program, ()):
+            return error(Code.OPERATION_DENIED, f"read only access prevents {name}", origin=Origin.DOM)
+        return error(Code.NO_SUPPORT, name, origin=Origin.DOM)
+
+
+def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str | None]]) -> Tables:
+    """Compile the rows. Two rows of one number are a mistake of the programmer."""
+    by_program: dict[int, dict[int, Entry]] = {}
+    for row in rows:
+        table = by_program.setdefault(row.program, {})
+        assert row.number not in table, f"procedure {row.number} has two rows"
+        table[row.number] = Entry(row, _compile_serve(row), _compile_reply(row), row.kind is Kind.READ)
+    remote = by_program[Program.REMOTE]
+
+    def choose(test: Callable[[Procedure], bool]) -> dict[int, Entry]:
+        return {number: entry for number, entry in remote.items() if test(entry.procedure)}
+
+    return Tables(
+        by_program,
+        known,
+        connected=choose(lambda row: row.phase is Phase.CONNECTED),
+        authenticated=choose(lambda row: row.phase is not Phase.OPENED),
+        opened=remote,
+        opened_read_only=choose(lambda row: row.read_only or row.phase is not Phase.OPENED),
+    )

@@ -1,0 +1,240 @@
+"""Listeners, and the clients behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import itertools
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypervisor_shim import calls_connect, calls_domain
+from hypervisor_shim.connection import Connection, Limits
+from hypervisor_shim.driver import Caller, DomainEvent, Driver
+from hypervisor_shim.procedure_names import known_numbers
+from hypervisor_shim.procedures import Tables, build_tables
+from hypervisor_shim.session import Session
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 128
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
+_FINISHING_TIME = 10.0  # seconds that acting calls get at the server's end before they are cancelled
+
+
+def make_tables() -> Tables:
+    """The tables of every procedure this library serves."""
+    rows = [*calls_connect.ROWS, *calls_domain.ROWS]
+    return build_tables(rows, known_numbers((row.program, row.number, row.api) for row in rows))
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    sock: socket.socket
+    read_only: bool
+    path: Path | None = None
+    inode: int = 0
+    unopened: set[Connection] = field(default_factory=set)
+    accepting: bool = False
+
+
+class Server:
+    """Serves one driver to libvirt clients, on any number of listeners.
+
+        server = Server(driver)
+        await server.listen_unix(Path("/run/x/libvirt-sock"), mode=0o660, group="libvirt")
+        await server.listen_tcp("127.0.0.1", 16509)
+        …
+        await server.close()
+
+    All of it runs in the event loop that called; `driver` is called in that loop only.
+    """
+
+    def __init__(self, driver: Driver, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.tables = make_tables()
+        self.partial_bytes = 0
+        self._driver = driver
+        self._listeners: list[_Listener] = []
+        self._clients: dict[Connection, _Listener] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._closing = False
+        self._unsubscribe: Callable[[], None] | None = driver.subscribe(self)
+
+    # ---- listening -------------------------------------------------------------------------------
+
+    async def listen_unix(
+        self, path: Path, *, read_only: bool = False, mode: int = 0o600, group: str | None = None
+    ) -> None:
+        """Listen at `path`. A socket that a dead server left there is replaced; one that answers is an
+        OSError (EADDRINUSE), as is anything there that is no socket. Until `mode` is set it is 0600."""
+        _clear_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            before = os.umask(0o177)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(before)
+            if group is not None:
+                os.chown(path, -1, grp.getgrnam(group).gr_gid)
+            path.chmod(mode)
+            sock.listen(_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+        self._listen(_Listener(sock, read_only, path, path.stat().st_ino))
+
+    async def listen_tcp(self, host: str, port: int, *, read_only: bool = False) -> int:
+        """Listen at `host` (an address) and `port` (0: any free one, returned). Nothing is encrypted and
+        nobody is asked who he is: for loopback and networks that are guarded otherwise."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        self._listen(_Listener(sock, read_only))
+        return int(sock.getsockname()[1])
+
+    def _listen(self, listener: _Listener) -> None:
+        listener.sock.setblocking(False)
+        self._listeners.append(listener)
+        self._accept_or_not(listener)
+
+    def _accept_or_not(self, listener: _Listener) -> None:
+        """Take clients while there is room for them; otherwise leave them in the kernel's queue."""
+        room = (
+            not self._closing
+            and len(self._clients) < self.limits.clients
+            and len(listener.unopened) < self.limits.unopened
+        )
+        if room == listener.accepting:
+            return
+        listener.accepting = room
+        loop = asyncio.get_running_loop()
+        if room:
+            loop.add_reader(listener.sock.fileno(), self._accept, listener)
+        else:
+            loop.remove_reader(listener.sock.fileno())
+
+    def _accept(self, listener: _Listener) -> None:
+        try:
+            sock, _ = listener.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as failed:  # out of file descriptors: clients wait until some are given back
+            log.error("cannot accept a client: %s", failed)
+            listener.accepting = False
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener.sock.fileno())
+            loop.call_later(1.0, self._accept_or_not, listener)
+            return
+        sock.setblocking(False)
+        session = Session(self._driver, self._caller(sock, listener), listener.read_only)
+        connection = Connection(self, session)
+        self._clients[connection] = listener
+        listener.unopened.add(connection)
+        self._accept_or_not(listener)
+        self.spawn(self._connect(connection, sock))
+
+    async def _connect(self, connection: Connection, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        except OSError:
+            sock.close()
+            self.gone(connection)
+
+    def _caller(self, sock: socket.socket, listener: _Listener) -> Caller:
+        number = next(self._numbers)
+        if sock.family == socket.AF_UNIX:
+            raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            pid, uid, _ = _CREDENTIALS.unpack(raw)
+            return Caller(f"uid:{uid}", f"unix:uid={uid},pid={pid}", listener.read_only, True, number)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            host, port, *_ = sock.getpeername()
+            return Caller("anonymous", f"tcp:{host}:{port}", listener.read_only, False, number)
+        return Caller("anonymous", "tcp:gone", listener.read_only, False, number)
+
+    # ---- what connections need -------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def opened(self, connection: Connection) -> None:
+        listener = self._clients.get(connection)
+        if listener is not None:
+            listener.unopened.discard(connection)
+            self._accept_or_not(listener)
+
+    def gone(self, connection: Connection) -> None:
+        listener = self._clients.pop(connection, None)
+        if listener is None:
+            return
+        listener.unopened.discard(connection)
+        for each in self._listeners:
+            self._accept_or_not(each)
+
+    def domain_event(self, event: DomainEvent) -> None:
+        for connection in list(self._clients):
+            connection.domain_event(event)
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Stop listening, let acting calls finish for a while, hang up, leave no socket behind."""
+        self._closing = True
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        for listener in self._listeners:
+            self._accept_or_not(listener)
+            listener.sock.close()
+            _unlink_own(listener)
+        self._listeners.clear()
+        for connection in list(self._clients):
+            connection.close()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_FINISHING_TIME)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+def _clear_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return  # bind will say EADDRINUSE
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def _unlink_own(listener: _Listener) -> None:
+    """Remove the socket file, unless a successor has already put its own there."""
+    if listener.path is None:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        if listener.path.stat().st_ino == listener.inode:
+            listener.path.unlink()

@@ -1,0 +1,117 @@
+"""A console carried by the serial of the call that opened it.
+
+Outward, a read of the console becomes a packet and the next read waits until the client's socket has taken
+it. Inward, what the console has not taken yet is counted, and past a limit the client's socket is not read.
+So a stream holds a bounded number of bytes whichever side is slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from hypervisor_shim.driver import ConsoleStream
+from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.frame import STREAM_DATA_MAX, Program, Status, Type, error_body, packet
+
+log = logging.getLogger(__name__)
+
+INBOUND_MAX = 256 * 1024  # bytes a console has not taken yet, before the socket is no longer read
+STREAMS_MAX = 16  # open at once, per client
+
+
+class Stream:
+    """One open stream. `send` gives a packet to the socket, `drained` waits until it wants more, `held` is
+    told when this stream begins (True) and ceases (False) to hold back the socket."""
+
+    def __init__(
+        self,
+        procedure: int,
+        serial: int,
+        console: ConsoleStream,
+        *,
+        send: Callable[[bytes], None],
+        drained: Callable[[], Awaitable[None]],
+        held: Callable[[bool], None],
+    ) -> None:
+        self.procedure = procedure
+        self.serial = serial
+        self._console = console
+        self._send = send
+        self._drained = drained
+        self._held = held
+        self._inbound: deque[bytes] = deque()
+        self._inbound_size = 0
+        self._holding = False
+        self._arrived = asyncio.Event()
+        self._over = asyncio.Event()
+
+    def receive(self, status: int, data: bytes) -> None:
+        """A packet of this stream came in."""
+        if self._over.is_set():
+            return
+        if status == Status.CONTINUE:
+            if data:  # an empty one is the client's end of file: nothing more to write, reading goes on
+                self._inbound.append(data)
+                self._inbound_size += len(data)
+                self._arrived.set()
+                self._hold(self._inbound_size > INBOUND_MAX)
+        elif status == Status.OK:
+            self._answer(Status.OK)
+            self._over.set()
+        else:
+            abort = error(Code.RPC, "stream aborted at client request", origin=Origin.STREAMS)
+            self._answer(Status.ERROR, error_body(abort))
+            self._over.set()
+
+    async def run(self) -> None:
+        """Carry bytes both ways until the client finishes or aborts, or the console fails. Closes it."""
+        carriers = [asyncio.create_task(self._outward()), asyncio.create_task(self._inward())]
+        over = asyncio.create_task(self._over.wait())
+        try:
+            pending = {over, *carriers}
+            while not self._over.is_set():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for failed in [task for task in done if not task.cancelled() and task.exception()]:
+                    self._fail(failed.exception())
+        finally:
+            self._over.set()
+            self._hold(False)
+            for task in (over, *carriers):
+                task.cancel()
+            await asyncio.gather(over, *carriers, return_exceptions=True)
+            await self._console.close()
+
+    def _fail(self, cause: BaseException | None) -> None:
+        if not isinstance(cause, LibvirtError):
+            log.error("console failed", exc_info=cause)
+            detail = "the console failed; see the server's log"
+            cause = error(Code.INTERNAL_ERROR, detail, origin=Origin.STREAMS)
+        self._answer(Status.ERROR, error_body(cause))
+        self._over.set()
+
+    async def _outward(self) -> None:
+        while data := await self._console.read(STREAM_DATA_MAX):
+            self._answer(Status.CONTINUE, data)
+            await self._drained()
+        self._answer(Status.CONTINUE)  # end of file; the client will finish
+
+    async def _inward(self) -> None:
+        while True:
+            await self._arrived.wait()
+            while self._inbound:
+                data = self._inbound.popleft()
+                await self._console.write(data)
+                self._inbound_size -= len(data)
+                self._hold(self._inbound_size > INBOUND_MAX)
+            self._arrived.clear()
+
+    def _hold(self, holding: bool) -> None:
+        if holding != self._holding:
+            self._holding = holding
+            self._held(holding)
+
+    def _answer(self, status: Status, body: bytes = b"") -> None:
+        self._send(packet(Program.REMOTE, 1, self.procedure, Type.STREAM, self.serial, status, body))
