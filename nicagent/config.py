@@ -6,12 +6,13 @@ path of the key and not a silent default. Cross-checks (names that refer to each
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -19,9 +20,13 @@ from msgspec import Meta
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Transport
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Mac = Annotated[str, Meta(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
-Netdev = Annotated[str, Meta(pattern=r"^[^\s/:]{1,15}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+MAC = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"
+NETDEV = r"^[^\s/:]{1,15}$"
+
+Name = Annotated[str, Meta(pattern=NAME)]
+Mac = Annotated[str, Meta(pattern=MAC)]
+Netdev = Annotated[str, Meta(pattern=NETDEV)]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 Wrong = Callable[[str, str, str], NicagentError]  # key, what is wrong, hint → the error to raise
@@ -96,7 +101,7 @@ class Console(Strict, frozen=True, kw_only=True):
     """The host's serial console: a tty, or the unix socket of an emulated chassis."""
 
     path: str
-    baud: int = 115200
+    baud: Literal[9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600] = 115200
     log_bytes: Annotated[int, Meta(ge=4096, le=1 << 30)] = (
         1 << 20
     )  # kept on disk, twice: current and previous
@@ -171,6 +176,9 @@ class Config(Strict, frozen=True, kw_only=True):
     overlay: Overlay | None = None
 
 
+ENTRIES: Mapping[str, type[Strict]] = {"hosts": Host, "pools": Pool, "segments": Segment}
+
+
 def load(path: Path) -> Config:
     """Read and check a config file. Raises INVALID with file, key and what is wrong."""
     try:
@@ -187,18 +195,84 @@ def load(path: Path) -> Config:
 def parse(text: str, origin: str = "config") -> Config:
     """Decode and check TOML text; `origin` names it in errors."""
     try:
-        config = msgspec.convert(tomllib.loads(text), Config)
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise NicagentError(Kind.INVALID, f"{origin}: not valid TOML: {e}", "mend that line") from None
+    try:
+        config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as e:
-        message, _, where = str(e).partition(" - at ")
-        key = where.strip("`").removeprefix("$.") or "the top level"
+        key, message = _name_the_entry(raw, str(e))
         raise NicagentError(
-            Kind.INVALID, f"{origin}: {key}: {message}", "docs/config.md lists every key with its unit"
+            Kind.INVALID, f"{origin}: {key}: {_readable(message)}", _nearest(message, key)
         ) from None
     config = _expand(config)
     check(config, origin)
     return config
+
+
+def _name_the_entry(raw: dict[str, object], error: str) -> tuple[str, str]:
+    """Key and message of a decoding error. msgspec writes `$.hosts[...].power`: which host it was is found
+    by decoding them one by one.
+    """
+    message, _, where = error.partition(" - at ")
+    key = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
+    for table, kind in ENTRIES.items():
+        entries = raw.get(table)
+        if not key.startswith(table) or not isinstance(entries, dict):
+            continue
+        for name, entry in entries.items():
+            try:
+                msgspec.convert({name: entry}, dict[Name, kind])  # type: ignore[valid-type]
+            except msgspec.ValidationError:
+                key = key.replace("[...]", f".{name}", 1) if "[...]" in key else f"{table}.{name}"
+                break
+    return key or "the top level", message
+
+
+# What msgspec says → what it means to whoever wrote the file.
+WORDS: Mapping[str, str] = {
+    r"Object contains unknown field `(.+)`": r"no key is called '\1' here",
+    r"Object missing required field `(.+)`": r"the key '\1' is missing",
+    r"Expected `object`, got .*": "a table is expected here",
+    r"Invalid (?:enum )?value (.+)": r"\1 is none of the values it may have",
+    f"Expected `str` matching regex '{re.escape(NAME)}'": "a name is 1 to 63 letters, digits, '_', '.', '-'",
+    f"Expected `str` matching regex '{re.escape(MAC)}'": "a MAC is written 52:54:00:12:34:56, in lower case",
+    f"Expected `str` matching regex {re.escape(repr(NETDEV))}": "a netdev has at most 15 signs, no / or :",
+}
+
+
+def _readable(message: str) -> str:
+    for pattern, words in WORDS.items():
+        if re.fullmatch(pattern, message):
+            return re.sub(pattern, words, message)
+    return message
+
+
+def _nearest(message: str, key: str) -> str:
+    """The hint of a decoding error; for a key that does not exist, the one that was probably meant."""
+    unknown = re.search(r"unknown field `(.+)`", message)
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], _keys_at(key), 1)
+        if near:
+            return f"did you mean {near[0]}? docs/config.md lists every key"
+    return "docs/config.md lists every key with its unit"
+
+
+def _keys_at(key: str) -> list[str]:
+    """The keys that the table `key` may hold."""
+    kinds: list[type[Strict]] = [Config]
+    for part in [] if key == "the top level" else re.sub(r"\[\d+\]", "", key).split("."):
+        fields = [field for kind in kinds for field in msgspec.structs.fields(kind) if field.name == part]
+        if fields:  # otherwise it is the name of an entry, whose kind the table before it has told
+            kinds = [kind for field in fields for kind in structs_in(field.type)]
+    return [field.encode_name for kind in kinds for field in msgspec.structs.fields(kind)]
+
+
+def structs_in(annotation: object) -> list[type[Strict]]:
+    """The tables that a type annotation speaks of: `dict[Name, Host]` → Host, `Gpio | Ipmi` → both."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in structs_in(part)]
 
 
 def _expand(config: Config) -> Config:
@@ -231,6 +305,8 @@ def check(config: Config, origin: str) -> None:
         raise wrong(
             "overlay", "segments need a VTEP", "add [overlay] with local = this agent's underlay address"
         )
+    if config.overlay is not None:
+        _check_overlay(config.overlay, wrong)
     vnis: dict[int, str] = {}
     for name, segment in config.segments.items():
         other = vnis.setdefault(segment.vni, name)
@@ -242,6 +318,16 @@ def check(config: Config, origin: str) -> None:
         _check_host(name, host, devices, wrong)
     if config.libvirt.tcp and not re.fullmatch(r".+:\d{1,5}", config.libvirt.tcp):
         raise wrong("libvirt.tcp", f"{config.libvirt.tcp!r} is no address", 'write "127.0.0.1:16509"')
+
+
+def _check_overlay(overlay: Overlay, wrong: Wrong) -> None:
+    for key, address in [("local", overlay.local), *(("peers", peer) for peer in overlay.peers)]:
+        try:
+            ipaddress.IPv4Address(address)
+        except ValueError:
+            raise wrong(f"overlay.{key}", f"{address!r} is no IPv4 address", "write 192.0.2.1") from None
+    if overlay.local in overlay.peers:
+        raise wrong("overlay.peers", f"{overlay.local} is this agent itself", "name only the others")
 
 
 def _check_segment(name: str, segment: Segment, wrong: Wrong) -> None:
