@@ -48,6 +48,11 @@ def rules(link: ProvisionLink, nvme_ports: Iterable[int] = ()) -> list[_Json]:
         "input": [
             [from_link, foreign, *drop],
             [from_link, *client, accept],
+            [
+                from_link,
+                _match({"payload": {"protocol": "icmpv6", "field": "type"}}, "nd-router-solicit"),
+                accept,
+            ],
             [from_link, *tftp, accept],
             [from_link, *services, accept],
             [from_link, *drop],

@@ -1,4 +1,4 @@
-"""All provision links of an agent: address, guard, DHCP and boot server of each, and every host's boot choice.
+"""All provision links of an agent: address, guard, DHCP and boot server of each, every host's boot choice.
 
 DHCP and the guard outlive the agent; the boot server dies with it, and hosts that boot meanwhile ask again.
 """
@@ -24,6 +24,7 @@ from nicagent.provision import guard, script
 from nicagent.provision.bootserver import BootServer
 from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.dhcp import CHAINLOADER, DhcpServer
+from nicagent.provision.routeradvert import RouterAdvertiser
 
 ARTEFACTS = ("vmlinuz", "stage1.img")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -34,6 +35,7 @@ class _Served:
     link: ProvisionLink
     dhcp: DhcpServer
     http: BootServer
+    advertiser: RouterAdvertiser
     ports: frozenset[int]  # that the guard opens beside the customary ones
 
 
@@ -78,6 +80,7 @@ class Provisioner:
         """Stop what dies with the agent: the boot servers. DHCP, guards and choices stay."""
         served, self._served = self._served, {}
         for each in served.values():
+            each.advertiser.stop()
             await each.http.stop()
 
     async def clear(self) -> None:
@@ -122,7 +125,9 @@ class Provisioner:
         files = {name: self._artefacts / name for name in ARTEFACTS} | {CHAINLOADER.name: CHAINLOADER}
         http = BootServer(link, files, lambda: self._script(link))
         await http.start()
-        self._served[link.host] = _Served(link, dhcp, http, ports)
+        advertiser = RouterAdvertiser(link.device)
+        advertiser.start()
+        self._served[link.host] = _Served(link, dhcp, http, advertiser, ports)
 
     def _script(self, link: ProvisionLink) -> str:
         choice = self._choice(link.host)
