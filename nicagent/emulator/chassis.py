@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nicagent.emulator.body import CYCLE_GAP, DEBOUNCE, OVERRIDE, Action, Event, Power, Verdict, step
@@ -189,7 +189,7 @@ class Chassis:
             "qemu_pid": self._board.pid if self._board is not None else None,
             "faults": {str(fault): value for fault, value in self.faults.items()},
             "boot_flags": self.boot.raw.hex(),
-            "last_event": None if last is None else {"event": str(last.event), "who": last.who},
+            "last_event": None if last is None else asdict(last),
             "paths": {
                 "lines": str(here / "lines.sock"),
                 "console": str(here / "console.sock"),

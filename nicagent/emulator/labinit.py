@@ -1,4 +1,4 @@
-"""The inside of a lab: first process of its pid namespace, its mounts, its wires, its chassis, its command."""
+"""The inside of a lab: first process of its pid namespace, mounts, wires, chassis, and the command."""
 
 from __future__ import annotations
 

@@ -216,8 +216,9 @@ def _nic_arguments(chassis: Chassis, wires: Wires, *, network_first: bool) -> li
             fields["bootindex"] = index if network_first else bootindex + FIRST_BOOTINDEX
         if nic.model == "virtio-net-pci":
             fields["disable_legacy"] = "on" if chassis.firmware == "uefi" else "auto"
-            fields["host_mtu"] = nic.mtu
-        argv += ["-device", option(nic.model, **fields)]
+        # QEMU spells this one with an underscore; a host that may send larger frames is told so.
+        mtu = f",host_mtu={nic.mtu}" if nic.mtu != 1500 and nic.model == "virtio-net-pci" else ""
+        argv += ["-device", option(nic.model + mtu, **fields)]
     return argv
 
 

@@ -132,7 +132,7 @@ class Lab(Strict, frozen=True, kw_only=True):
 
 
 def load_lab(path: Path) -> Lab:
-    """Read and check a lab file; `{run_dir}` stays for `place`. Raises NicagentError with the key at fault."""
+    """Read and check a lab file; `{run_dir}` stays for `place`. Raises NicagentError with the key."""
     try:
         text = path.read_text()
     except OSError as error:
