@@ -201,7 +201,7 @@ def test_an_led_cannot_be_driven_by_the_agent(factory: SocketFactory) -> None:
 
 
 def test_a_missing_chassis_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(NicagentError, match="does not answer on .*lines") as gone:
+    with pytest.raises(NicagentError, match=r"does not answer on .*lines") as gone:
         SocketFactory(tmp_path / "lines")
     assert gone.value.kind is Kind.UNAVAILABLE and gone.value.hint
 
