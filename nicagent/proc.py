@@ -213,25 +213,25 @@ class Daemon:
         """End it: SIGTERM, `grace` seconds, SIGKILL. Returns when it is gone; idempotent."""
         pid = self.pid()
         if pid is not None:
-            await _end(pid, grace)
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                try:
+                    # Asked again now that the handle pins it: the pid may just have gone to somebody else.
+                    if self.pid() == pid:
+                        await _end(handle, grace)
+                finally:
+                    os.close(handle)
+            with contextlib.suppress(ChildProcessError):  # reap it if it was our own child
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
         self.pidfile.unlink(missing_ok=True)
 
 
-async def _end(pid: int, grace: float) -> None:
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        for number, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, number)
-            if await _gone(handle, limit):
-                break
-    finally:
-        os.close(handle)
-    with contextlib.suppress(ChildProcessError):  # reap it if it was our own child
-        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
+async def _end(handle: int, grace: float) -> None:
+    for number, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, number)
+        if await _gone(handle, limit):
+            break
 
 
 async def _gone(handle: int, limit: float) -> bool:
