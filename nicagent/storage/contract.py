@@ -14,8 +14,9 @@ An implementation **must**
 - lose no byte that the host flushed, whatever dies.
 
 It **may** hold a volume open for longer than it is visible. Legal order: any. Errors: NOT_FOUND (volume),
-INVALID (format does not fit the file), NO_SPACE, UNAVAILABLE (missing program, taken port, dead process that
-does not come back), UNSUPPORTED (readonly on a transport that cannot).
+DENIED (outside the pools), WRONG_STATE (in use elsewhere), INVALID (format does not fit the file), NO_SPACE,
+UNAVAILABLE (missing program, taken port, dead process that does not come back), UNSUPPORTED (encryption,
+external data, readonly on a transport that cannot).
 """
 
 from __future__ import annotations
