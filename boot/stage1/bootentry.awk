@@ -116,7 +116,7 @@ function run(    i, at, first) {
 }
 
 # Path without its device: ($root)/boot/x → /boot/x
-function plain(path) { sub(/^\([^)]*\)/, "", path); return path }
+function plain(path) { sub(/^\(+[^)]*\)+/, "", path); return path }
 
 # "[ A = B ]" and its kin. What asks about files is answered no, but for the grubenv we have read.
 function truth(    i, from, all) {

@@ -1,0 +1,227 @@
+"""A provision link with a real host at its other end: DHCP, boot files, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.provision.test_script import CHOICE, LINK
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces"),
+]
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LINK_HERE = msgspec.structs.replace(LINK, device="prov0")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+class Lab:
+    """Two namespaces with a cable between them: the agent's and the host's."""
+
+    def __init__(self, run: Path) -> None:
+        tag = f"{os.getpid() % 100000}"
+        self.agent_ns, self.host_ns = f"prov-a{tag}", f"prov-h{tag}"
+        self.run, self.artefacts = run / "run", run / "artefacts"
+        self.artefacts.mkdir()
+        (self.artefacts / "vmlinuz").write_bytes(b"a kernel")
+        (self.artefacts / "stage1.img").write_bytes(b"an initramfs")
+        self.process: subprocess.Popen[str] | None = None
+        for name in (self.agent_ns, self.host_ns):
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip(
+            "-n",
+            self.agent_ns,
+            *["link", "add", "prov0", "type", "veth", "peer", "name", "nic"],
+            "netns",
+            self.host_ns,
+        )
+        ip("-n", self.host_ns, "link", "set", "nic", "address", LINK.mac, "up")
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.tell("clear")
+        self.kill()
+        for name in (self.agent_ns, self.host_ns):
+            ip("netns", "del", name)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "tests.provision.agent", str(self.run), str(self.artefacts)]
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", self.agent_ns, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def tell(self, *words: object) -> str:
+        assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(msgspec.to_builtins(words)) + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def host(self, *words: str, timeout: float = 20) -> str:
+        command = ["ip", "netns", "exec", self.host_ns, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False).stdout
+
+    def lease(self, *options: str) -> str:
+        client = ["/usr/bin/busybox", "udhcpc", "-i", "nic", "-f", "-q", "-n", "-t", "4", "-T", "1"]
+        return self.host(*client, "-s", str(HERE / "lease.sh"), *options).strip()
+
+    def ask(self, *words: str) -> str:
+        return self.host(sys.executable, str(HERE / "host.py"), *words).strip()
+
+    def get(self, path: str) -> str:
+        return self.ask("get", path)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture
+def served(lab: Lab) -> Lab:
+    lab.start()
+    assert lab.tell("start", [LINK_HERE]) == "ok"
+    assert lab.tell("choose", "metal-1", CHOICE) == "ok"
+    return lab
+
+
+IPXE = ("-x", "0xaf:b10102")  # option 175: iPXE's feature list
+
+
+def test_ipxe_gets_its_address_and_script_and_boot_files(served: Lab) -> None:
+    assert served.lease(*IPXE) == "ip=172.31.0.2 router= dns= file=http://172.31.0.1:8080/boot/metal-1.ipxe"
+    script = served.get("/boot/metal-1.ipxe")
+    assert f"nicagent.nqn={CHOICE.nqn}" in script
+    assert served.get("/boot/vmlinuz") == "a kernel"
+    assert served.get("/boot/stage1.img") == "an initramfs"
+    assert served.get("/boot/metal-2.ipxe") == "status 404", "a host could read another host's script"
+    assert served.get("/boot/..%2frun%2fmetal-1%2fchoice.json") == "status 404", (
+        "a path led out of the boot files"
+    )
+
+
+def test_the_script_follows_the_choice_at_once(served: Lab) -> None:
+    served.lease(*IPXE)
+    assert served.tell("choose", "metal-1", None) == "ok"
+    assert "nothing to boot" in served.get("/boot/metal-1.ipxe")
+    assert served.tell("choose", "metal-1", CHOICE) == "ok"
+    assert "stage1.img" in served.get("/boot/metal-1.ipxe")
+
+
+def test_another_mac_gets_no_address_and_reaches_nothing(served: Lab) -> None:
+    ip("-n", served.host_ns, "link", "set", "nic", "address", "52:54:00:00:00:99")
+    assert served.lease(*IPXE) == "", "a stranger on the link was given an address"
+    ip("-n", served.host_ns, "address", "add", "172.31.0.2/30", "dev", "nic")
+    assert served.get("/boot/vmlinuz") == "silence", "a stranger on the link was served"
+
+
+def test_the_host_reaches_boot_files_and_disks_only(served: Lab) -> None:
+    served.lease(*IPXE)
+    for port in ("4420", "8009"):
+        assert served.ask("knock", port) == "refused", "the way to a disk's port is shut"
+    for port in ("22", "16509", "9999"):
+        assert served.ask("knock", port) == "silence", "another port of the agent is open to the host"
+
+
+def test_dhcp_and_choice_outlive_a_killed_agent(served: Lab) -> None:
+    served.kill()
+    assert served.lease(*IPXE).startswith("ip=172.31.0.2"), "DHCP died with the agent"
+    served.start()
+    assert served.tell("start", [LINK_HERE]) == "ok"
+    assert f"nicagent.nqn={CHOICE.nqn}" in served.get("/boot/metal-1.ipxe"), "the choice was lost"
+
+
+def test_before_the_first_choice_the_host_is_asked_to_wait(lab: Lab) -> None:
+    lab.start()
+    assert lab.tell("start", [LINK_HERE]) == "ok"
+    lab.lease(*IPXE)
+    assert "does not know yet" in lab.get("/boot/metal-1.ipxe")
+
+
+def test_start_again_and_a_link_taken_away(served: Lab) -> None:
+    assert served.tell("start", [LINK_HERE]) == "ok"
+    assert served.tell("stop") == "ok"
+    assert served.tell("start", []) == "ok"
+    assert served.lease(*IPXE) == "", "the DHCP server of a link that is no more still answers"
+    rules = subprocess.run(
+        ["ip", "netns", "exec", served.agent_ns, "nft", "list", "ruleset"], capture_output=True, text=True
+    )
+    assert rules.stdout == "", "a guard of a link that is no more stayed"
+
+
+def test_ipxe_is_told_at_once_that_there_is_no_ipv6_router(served: Lab) -> None:
+    assert served.ask("solicit", "nic") == "lifetime 0"
+
+
+def test_mistakes_are_told_in_a_sentence(lab: Lab) -> None:
+    lab.start()
+    gone = lab.tell("start", [msgspec.structs.replace(LINK_HERE, device="prov9")])
+    assert "device prov9 of host metal-1 is not there" in gone
+    twin = msgspec.structs.replace(LINK_HERE, host="metal-2")
+    assert "share the network 172.31.0.0/30" in lab.tell("start", [LINK_HERE, twin])
+    ip("-n", lab.agent_ns, "address", "add", "172.31.0.1/30", "dev", "prov0")
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        lab.agent_ns,
+        "/usr/bin/busybox",
+        "httpd",
+        "-f",
+        "-p",
+        "172.31.0.1:8080",
+    ]
+    holder = subprocess.Popen(command)
+    try:
+        lab.host("sh", "-c", "sleep 0.3")
+        assert "port 8080 of 172.31.0.1, for the boot files of metal-1, is taken" in lab.tell(
+            "start", [LINK_HERE]
+        )
+    finally:
+        holder.kill()
+        holder.wait()
+    (lab.artefacts / "vmlinuz").unlink()
+    assert "vmlinuz is missing; build it: make stage1" in lab.tell("start", [LINK_HERE])
+
+
+def test_it_runs_where_only_root_is_mapped(lab: Lab) -> None:
+    """As in a lab without root: a user namespace with one user, and a network namespace in it."""
+    script = (
+        f"ip link add prov0 type dummy 2>/dev/null || ip link add prov0 type veth peer name nic; "
+        f"exec {sys.executable} -m tests.provision.agent {lab.run} {lab.artefacts}"
+    )
+    lab.process = subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert lab.tell("start", [LINK_HERE]) == "ok"
