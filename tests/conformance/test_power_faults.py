@@ -66,7 +66,7 @@ def polling(chassis: Chassis, unit: BmcUnit) -> IpmiPower:
         user=bmc.user,
         password_file=str(unit.password_file),
         poll_seconds=0.3,
-        command_seconds=2.0,
+        command_seconds=4.0,
     )
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from nicagent.config import GpioPower, Line
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
+from nicagent.power import led
 from nicagent.power.gpio import GpioPowerDriver
 
 BUTTON, RESET, LED = 23, 27, 24
@@ -31,7 +32,7 @@ QUICK = GpioPower(
     holdoff_seconds=0.06,
     off_on_gap_seconds=0.1,
 )
-SLACK = 0.15  # seconds that a busy machine may be late
+SLACK = 0.5  # seconds that a busy machine may be late
 
 
 class Lines:
@@ -144,12 +145,12 @@ async def test_what_is_already_so_moves_nothing(action: PowerAction, on: bool) -
 
 async def test_off_lets_go_as_soon_as_power_good_is_gone() -> None:
     lines = Lines()
-    async with driving(lines) as driver:
+    async with driving(lines, GpioPower(**{**_fields(QUICK), "hold_seconds": 5.0})) as driver:
         await lit(lines, driver, True)
         asyncio.get_running_loop().call_later(0.1, lines.light, False)
         await driver.apply(PowerAction.OFF, WHY)
         (length,) = lines.lengths(BUTTON)
-        assert 0.1 <= length < 0.25, "the button was held on after the power had gone"
+        assert 0.09 <= length < 1.0, "the button was held on after the power had gone"
 
 
 async def test_reset_of_a_host_that_is_off_is_refused() -> None:
@@ -287,7 +288,7 @@ async def test_a_line_that_fails_is_told_as_unavailable_and_released(monkeypatch
 async def test_a_bouncing_led_reads_unknown_and_tells_no_false_fact() -> None:
     lines = Lines()
     told: list[Power] = []
-    config = GpioPower(**{**_fields(QUICK), "debounce_seconds": 0.1})
+    config = GpioPower(**{**_fields(QUICK), "debounce_seconds": 0.3})
     async with driving(lines, config) as driver:
         driver.watch(told.append)
         assert told == [Power.OFF], "a watcher is told the first fact"
@@ -295,12 +296,14 @@ async def test_a_bouncing_led_reads_unknown_and_tells_no_false_fact() -> None:
             lines.light(number % 2 == 0)
             await asyncio.sleep(0.01)
         assert await driver.read() is Power.UNKNOWN, "an LED that has not stood still says nothing"
-        await asyncio.sleep(0.15)
-        assert await driver.read() is Power.ON
+        await lit(lines, driver, True)
     assert told == [Power.OFF, Power.ON], "bounces were told as facts"
 
 
-async def test_an_led_that_never_stands_still_forbids_guessing() -> None:
+async def test_an_led_that_never_stands_still_forbids_guessing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        led, "PATIENCE", 2
+    )  # a debounce time no busy machine mistakes for rest, not too often
     lines = Lines()
     told: list[Power] = []
 
@@ -309,7 +312,7 @@ async def test_an_led_that_never_stands_still_forbids_guessing() -> None:
             lines.light(on)
             await asyncio.sleep(0.004)
 
-    async with driving(lines, GpioPower(**{**_fields(QUICK), "debounce_seconds": 0.05})) as driver:
+    async with driving(lines, GpioPower(**{**_fields(QUICK), "debounce_seconds": 0.5})) as driver:
         driver.watch(told.append)
         task = asyncio.create_task(chatter())
         with pytest.raises(NicagentError) as refused:
