@@ -106,4 +106,5 @@ class DomainDef:
     on_poweroff: str
     on_reboot: str
     on_crash: str
+    made_up_macs: frozenset[str]  # those of `interfaces` that the client left open
     tree: Element = field(repr=False, compare=False)  # the whole document, normalised; treat as read-only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element
 
 from hypervisor_shim.domain_check import check_domain, memory_kib, parse_uuid
@@ -41,7 +41,18 @@ def parse_domain(xml: str, *, arch: str = DEFAULT_ARCH) -> DomainDef:
     """
     sent = read_document(xml)
     check_domain(sent)
-    return _describe(fill(sent, arch))
+    open_macs = [_get(each.find("mac"), "address") is None for each in sent.iterfind("devices/interface")]
+    definition = _describe(fill(sent, arch))
+    made_up = {each.mac for each, was_open in zip(definition.interfaces, open_macs, strict=True) if was_open}
+    return replace(definition, made_up_macs=frozenset(made_up))
+
+
+def with_macs(definition: DomainDef, macs: Mapping[str, str]) -> DomainDef:
+    """The definition with MAC addresses replaced (old → new): for hardware that has its own."""
+    root = deepcopy(definition.tree)
+    for mac in root.iterfind("devices/interface/mac"):
+        mac.set("address", macs.get(mac.get("address", ""), mac.get("address", "")))
+    return _describe(root)
 
 
 def format_domain(definition: DomainDef, live: Live | None = None, *, secure: bool = False) -> str:
@@ -213,6 +224,7 @@ def _describe(root: Element) -> DomainDef:
         on_poweroff=root.findtext("on_poweroff") or "",
         on_reboot=root.findtext("on_reboot") or "",
         on_crash=root.findtext("on_crash") or "",
+        made_up_macs=frozenset(),
         tree=root,
     )
 

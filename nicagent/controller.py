@@ -363,6 +363,9 @@ class Controller:
             return "has no readable power state (nicagent doctor tells why)"
         if len(domain.ports) > len(config.nics):
             return f"has {len(config.nics)} NICs for {len(domain.ports)} interfaces"
+        for port, nic in zip(domain.ports, config.nics, strict=False):
+            if port.mac not in (None, nic.mac):
+                return f"has a NIC with MAC {nic.mac}, not {port.mac} (leave it out of the definition)"
         if domain.memory_kib > config.memory_mib * 1024:
             return f"has {config.memory_mib} MiB of memory, {domain.memory_kib // 1024} are asked for"
         if domain.vcpus > config.cpus:
@@ -386,12 +389,6 @@ class Controller:
         if segment is None or parts.network is None:
             known = ", ".join(self._config.segments) or "none"
             raise NicagentError(Kind.NOT_FOUND, f"no segment is called {port.segment!r}", f"known: {known}")
-        if port.mac is not None and port.mac != nic.mac:
-            raise NicagentError(
-                Kind.UNSUPPORTED,
-                f"{port.name} of {domain.name} wants MAC {port.mac}, the NIC of {parts.name} has {nic.mac}",
-                "leave the MAC out of the definition, or give the NIC's own",
-            )
         if port.ipv4 is not None:
             if not _lies_in(port.ipv4, segment.cidr):
                 raise NicagentError(

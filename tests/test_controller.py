@@ -109,9 +109,9 @@ async def test_a_mac_that_is_not_the_nics_own_is_refused(rig: Rig) -> None:
     await rig.controller.define(
         domain("a", host="metal-1", ports=(Port("port0", "blue", mac=other),)), TESTER
     )
-    with pytest.raises(NicagentError, match=f"wants MAC {other}, the NIC of metal-1 has {own}") as caught:
+    with pytest.raises(NicagentError, match=f"has a NIC with MAC {own}, not {other}") as caught:
         await rig.controller.start(domain("a").uuid, TESTER)
-    assert kind_of(caught) is Kind.UNSUPPORTED
+    assert kind_of(caught) is Kind.WRONG_STATE
     await run(rig, domain("a", host="metal-1", ports=(Port("port0", "blue", mac=own),)))
 
 

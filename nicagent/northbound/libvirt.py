@@ -43,7 +43,7 @@ from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.northbound import machine_xml
-from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info
+from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 
 log = logging.getLogger("nicagent.libvirt")
 
@@ -206,9 +206,19 @@ class MetalDriver(Driver):
 
     # ---- acting
 
+    def _domain(self, definition: DomainDef) -> Domain:
+        """A NIC has the MAC that it has: an address that the client left open becomes the NIC's own."""
+        taken = {
+            port.mac
+            for status in self._controller.domains()
+            if status.domain.uuid != _text(definition.uuid)
+            for port in status.domain.ports
+        }
+        return to_domain(with_nic_macs(definition, self._config.hosts, taken), self._pools)
+
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
         with _translated():
-            domain = to_domain(definition, self._pools)
+            domain = self._domain(definition)
             await self._controller.define(domain, _cause(caller, "define"))
         return self._infos[definition.uuid]
 
@@ -225,7 +235,7 @@ class MetalDriver(Driver):
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
         _refuse_paused(flags)
         with _translated():
-            domain = to_domain(definition, self._pools)
+            domain = self._domain(definition)
             await self._controller.create(domain, _cause(caller, "create"))
         return self._infos[definition.uuid]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -20,6 +20,7 @@ from hypervisor_shim.driver import (
     State,
     StoppedDetail,
 )
+from nicagent.config import Host
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Port, VolumeFormat
 
@@ -46,6 +47,30 @@ def to_domain(definition: DomainDef, pools: Mapping[str, Path]) -> Domain:
         disks=tuple(_disk(disk, definition, pools) for disk in definition.disks),
         ports=tuple(_port(number, each) for number, each in enumerate(definition.interfaces)),
         host=_pinned_host(definition),
+    )
+
+
+def with_nic_macs(
+    definition: DomainDef, hosts: Mapping[str, Host], taken: Collection[str | None]
+) -> DomainDef:
+    """The definition with made-up MACs replaced by those of NICs: of the pinned host, else of the first that
+    has enough NICs and whose MACs no other domain has, else of the first that has enough.
+    """
+    if not definition.made_up_macs:
+        return definition
+    pinned = _pinned_host(definition)
+    count = len(definition.interfaces)
+    fitting = [
+        [nic.mac for nic in host.nics[:count]]
+        for name, host in hosts.items()
+        if len(host.nics) >= count and pinned in (None, name)
+    ]
+    fitting.sort(key=lambda macs: any(mac in taken for mac in macs))
+    if not fitting:
+        return definition  # placement will say that no host has enough
+    pairs = zip(definition.interfaces, fitting[0], strict=True)
+    return domain_xml.with_macs(
+        definition, {each.mac: mac for each, mac in pairs if each.mac in definition.made_up_macs}
     )
 
 

@@ -45,27 +45,28 @@ class Agent:
     def log(self) -> Path:
         return self.directory / "agent.log"
 
+    def launch(self) -> None:
+        """Start it and do not wait."""
+        argv = [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            sys.executable,
+            "-m",
+            "nicagent.cli",
+            "serve",
+            "-c",
+            self.config,
+        ]
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+
     def start(self, *, seconds: float = 20.0) -> float:
         """Start it; returns the seconds from exec until its libvirt socket answers."""
         began = time.monotonic()
-        with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    self.name,
-                    sys.executable,
-                    "-m",
-                    "nicagent.cli",
-                    "serve",
-                    "-c",
-                    self.config,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-            )
+        self.launch()
+        assert self.process is not None
         deadline = began + seconds
         while not answers(self.socket):
             if self.process.poll() is not None or time.monotonic() > deadline:

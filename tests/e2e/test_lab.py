@@ -1,0 +1,45 @@
+"""The end-to-end suites: each runs in a lab of its own, with real QEMU, real kernels and stock virsh."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.harness import ARTEFACTS, BASE_IMAGE, ROOT
+
+
+def run_inside(suite: str, seconds: float, lab: str = "demo.toml") -> None:
+    """Run one suite of `inside/` in a fresh lab."""
+    if not (BASE_IMAGE.exists() and (ARTEFACTS / "stage1.img").exists()):
+        pytest.fail("the OS image or stage-1 is missing: run `make image` first")
+    argv = [sys.executable, "-m", "nicagent.cli", "emulate", str(ROOT / "tests/e2e" / lab), "--"]
+    argv += [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"tests/e2e/inside/{suite}",
+    ]
+    done = subprocess.run(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"{suite} failed in its lab; its output is above"
+
+
+@pytest.mark.root
+@pytest.mark.guest
+@pytest.mark.timeout(900)
+def test_a_running_host_survives_whatever_happens_to_its_agent() -> None:
+    run_inside("test_survival.py", 880)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_mistakes_and_broken_things_are_told_in_a_sentence() -> None:
+    run_inside("test_errors.py", 220)
