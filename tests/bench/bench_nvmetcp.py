@@ -124,7 +124,7 @@ def tgtd(home: Path, disk: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def storage_daemon(home: Path, disk: Path) -> Iterator[dict[str, Any]]:
-    """qemu-storage-daemon with a qcow2 copy of `disk` as an NBD export; yields our target's backend for it."""
+    """qemu-storage-daemon with a qcow2 copy of `disk` as an NBD export; yields the `backend` for it."""
     image, path = home / "disk.qcow2", home / "nbd.sock"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", disk, image], check=True)
     argv = [

@@ -1,7 +1,7 @@
 """A raw file or block device behind the page cache.
 
-What the cache holds is served inline: `preadv2(RWF_NOWAIT)` says so without waiting. A miss, a flush and every
-hole goes to a thread, so that one slow disk stalls no other queue. Writes land in the page cache inline.
+What the cache holds is served inline: `preadv2(RWF_NOWAIT)` says so without waiting. A miss, a flush and
+every hole goes to a thread: one slow disk stalls no other queue. Writes land in the page cache inline.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FileBackend(Backend):
             await self.close()
             raise NicagentError(
                 Kind.INVALID,
-                f"disk {self.path} has {size} bytes, which is no multiple of its {self._block_size}-byte blocks",
+                f"disk {self.path} has {size} bytes, no multiple of its {self._block_size}-byte blocks",
             )
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
 

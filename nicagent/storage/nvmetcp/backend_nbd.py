@@ -1,7 +1,7 @@
-"""A disk behind an NBD export, over a unix socket: the way to qcow2, RBD and LUKS through qemu-storage-daemon.
+"""A disk behind an NBD export on a unix socket: qcow2, RBD and LUKS by way of qemu-storage-daemon.
 
-Fixed newstyle handshake with NBD_OPT_GO, simple replies, any number of requests in flight. When the server goes
-away, requests are held and sent again once it is back: each of them may be done twice with the same effect. After
+Fixed newstyle handshake with NBD_OPT_GO, simple replies, any number of requests in flight. When the server
+goes away, requests are held and sent again once it is back: each may be done twice with the same effect. After
 `hold` seconds without a server they end with ETIMEDOUT. Source: the NBD protocol document, proto.md.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -25,7 +26,8 @@ LAND_DIRECTLY = 16 << 10  # bytes of a payload from which on it is received in p
 OPEN_TIMEOUT = 10.0  # seconds until a server must answer when a namespace is opened
 HANDSHAKE_TIMEOUT = 5.0  # seconds
 RETRY_DELAY = 0.2  # seconds between attempts to reach a server that went away
-PART_MAX = 32 << 20  # bytes of one request; QEMU's own limit
+TRIM_MAX = 1 << 30  # bytes of one request without payload: its length has 32 bits
+WRITE_MAX = 1 << 20  # bytes of zeroes written at a time to a server that cannot WRITE_ZEROES
 OPTION_MAX = 64 << 10  # bytes of an option reply
 HELD_MAX = 4096  # requests in flight and held together
 
@@ -90,7 +92,8 @@ class NbdBackend(Backend):
         self._outgoing: list[bytes | memoryview] = []
         self._link: _Link | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._settled = asyncio.Condition()
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._abandoned: set[int] = set()  # handles of cancelled requests the server may still be doing
         self._closed = False
 
@@ -199,7 +202,10 @@ class NbdBackend(Backend):
         self, offset: int, length: int, *, may_unmap: bool, durable: bool
     ) -> asyncio.Future[None]:
         if not self._flags & SEND_WRITE_ZEROES:
-            return self.write(offset, memoryview(bytes(length)), durable=durable)
+            zeroes = memoryview(bytes(min(length, WRITE_MAX)))
+            return self._in_parts(
+                offset, length, WRITE_MAX, lambda at, part: self.write(at, zeroes[:part], durable=durable)
+            )
         if durable and not self._flags & SEND_FUA:
             return self._then_flush(self.write_zeroes(offset, length, may_unmap=may_unmap, durable=False))
         flags = (0 if may_unmap else CMD_FLAG_NO_HOLE) | (CMD_FLAG_FUA if durable else 0)
@@ -208,15 +214,9 @@ class NbdBackend(Backend):
     def discard(self, offset: int, length: int) -> asyncio.Future[None]:
         if not self._flags & SEND_TRIM:
             return _done()
-        if length <= PART_MAX:
-            return self._submit(Command.TRIM, 0, offset, length, _NOTHING)
-
-        async def parts() -> None:
-            for at in range(offset, offset + length, PART_MAX):
-                part = min(PART_MAX, offset + length - at)
-                await self._submit(Command.TRIM, 0, at, part, _NOTHING)
-
-        return asyncio.ensure_future(parts())
+        return self._in_parts(
+            offset, length, TRIM_MAX, lambda at, part: self._submit(Command.TRIM, 0, at, part, _NOTHING)
+        )
 
     def flush(self) -> asyncio.Future[None]:
         if not self._flags & SEND_FLUSH:
@@ -224,8 +224,19 @@ class NbdBackend(Backend):
         return self._submit(Command.FLUSH, 0, 0, 0, _NOTHING)
 
     async def settled(self) -> None:
-        async with self._settled:
-            await self._settled.wait_for(lambda: not self._abandoned)
+        await self._settled.wait()
+
+    def _in_parts(
+        self, offset: int, length: int, limit: int, do: Callable[[int, int], asyncio.Future[None]]
+    ) -> asyncio.Future[None]:
+        if length <= limit:
+            return do(offset, length)
+
+        async def parts() -> None:
+            for at in range(offset, offset + length, limit):
+                await do(at, min(limit, offset + length - at))
+
+        return asyncio.ensure_future(parts())
 
     def _then_flush(self, first: asyncio.Future[None]) -> asyncio.Future[None]:
         async def both() -> None:
@@ -272,7 +283,8 @@ class NbdBackend(Backend):
             return
         if handle in self._abandoned:
             self._abandoned.discard(handle)
-            self._tell_settled()
+            if not self._abandoned:
+                self._settled.set()
         if request.future.done():
             return
         if error is None:
@@ -281,7 +293,7 @@ class NbdBackend(Backend):
             request.future.set_exception(error)
 
     def _cancelled(self, handle: int) -> None:
-        """Nobody waits for it: forget it if the server has not got it, else remember that it may still happen."""
+        """Nobody waits: forget it if the server has not got it, else remember that it may still happen."""
         request = self._requests.get(handle)
         if request is None:
             return
@@ -289,16 +301,7 @@ class NbdBackend(Backend):
             del self._requests[handle]
         else:
             self._abandoned.add(handle)
-
-    def _tell_settled(self) -> None:
-        if self._abandoned:
-            return
-
-        async def tell() -> None:
-            async with self._settled:
-                self._settled.notify_all()
-
-        self._teller = asyncio.ensure_future(tell())
+            self._settled.clear()
 
     def _lost(self) -> None:
         """The server went away: what nobody waits for is dropped, the rest gets its deadline."""
@@ -311,7 +314,7 @@ class NbdBackend(Backend):
             else:
                 request.deadline = deadline
         self._abandoned.clear()
-        self._tell_settled()
+        self._settled.set()
 
     def _expire(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -1,7 +1,7 @@
 """The declarative contract of a target: which subsystems, for which hosts, backed by what.
 
-Identity (NQN, serial, NSID, UUID, NGUID, EUI-64) is given here and never invented: the same file always shows
-the same disks. The shape says nothing of how the target is built, so the kernel's nvmet can be driven by it too.
+Identity (NQN, serial, NSID, UUID, NGUID, EUI-64) is given here and never invented: the same file always
+shows the same disks. Nothing here says how the target is built, so that the kernel's nvmet can serve it too.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class TargetConfig(_Strict, frozen=True):
 
 
 def load(path: Path) -> TargetConfig:
-    """Reads and checks a configuration file. Raises NicagentError (INVALID, NOT_FOUND) with the place of the error."""
+    """Reads and checks a configuration file. Raises NicagentError (INVALID, NOT_FOUND) naming the place."""
     try:
         with path.open("rb") as file:
             raw = file.read(FILE_MAX + 1)

@@ -1,8 +1,8 @@
-"""What an agent may ask of any NVMe/TCP target, ours or the kernel's: converge to a configuration, and report.
+"""What an agent may ask of any NVMe/TCP target, ours or the kernel's: converge, and report.
 
 The contract is declarative. Whoever implements it
-- MUST, when `apply` returns, show exactly the subsystems, hosts, namespaces and listeners of the configuration,
-  with the identity given there; when `apply` raises, what was there before stays as it was.
+- MUST, when `apply` returns, show exactly the subsystems, hosts, namespaces and listeners it was given, with
+  the identity given there; when `apply` raises, what was there before stays as it was.
 - MUST NOT disturb a namespace whose entry did not change: no reset, no lost connection, no failed command.
 - MUST tell connected hosts of namespaces that came, went or changed size (asynchronous event 02h/00h).
 - MUST end the associations of hosts that are no longer allowed.
@@ -79,7 +79,7 @@ class NvmeTarget(ABC):
 
     @abstractmethod
     async def apply(self, config: TargetConfig) -> Changes:
-        """Converges to `config`. Raises NicagentError: a disk that cannot be opened, an address that is taken."""
+        """Converges to `config`. Raises NicagentError: a disk does not open, an address is taken."""
 
     @abstractmethod
     def status(self) -> TargetStatus:

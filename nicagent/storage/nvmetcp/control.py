@@ -1,7 +1,7 @@
 """The control socket: one JSON object a line, asked and answered. Both ends are here.
 
-Requests: `{"cmd":"ping"}`, `{"cmd":"status"}`, `{"cmd":"reload"}`. Answers: `{"ok":true, …}` with the fields of
-`TargetStatus` or `Changes` under `"status"` or `"changes"`, or `{"ok":false,"error":"a sentence"}`.
+Requests: `{"cmd":"ping"}`, `{"cmd":"status"}`, `{"cmd":"reload"}`. Answers: `{"ok":true, …}` with the fields
+of `TargetStatus` or `Changes` under `"status"` or `"changes"`, or `{"ok":false,"error":"a sentence"}`.
 Who may open the socket may do all of it: its mode is 0600.
 """
 
@@ -136,7 +136,7 @@ def _remove_stale(path: Path) -> None:
 
 
 async def ask(path: Path, command: str, *, timeout: float = 10.0) -> dict[str, Any]:
-    """One command to a running target. Raises UNAVAILABLE if none answers in `timeout` seconds, INVALID if it refuses."""
+    """One command to a running target. Raises UNAVAILABLE after `timeout` seconds, INVALID if refused."""
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_unix_connection(str(path), limit=LINE_MAX)

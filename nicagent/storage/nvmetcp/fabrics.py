@@ -1,4 +1,4 @@
-"""Fabrics commands: Connect, Property Get and Set, Disconnect (NVMe-oF 1.1, section 3), and a controller's properties."""
+"""Fabrics commands and a controller's properties (NVMe-oF 1.1, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identify data structures (base 1.4, section 5.15; NVMe-oF 1.1, section 4): bytes from what a controller is."""
+"""Identify data structures (base 1.4, section 5.15; NVMe-oF 1.1, section 4)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""NVMe/TCP PDUs: layouts, and the table that says which PDU is legal when (NVMe/TCP transport 1.0, section 3)."""
+"""NVMe/TCP PDUs: layouts, and the table of which is legal when (NVMe/TCP transport 1.0, section 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ class Type(IntEnum):
     R2T = 0x09
 
 
-class Flag(IntFlag):
-    """FLAGS of the common header."""
+class Flag(IntEnum):
+    """Bits of FLAGS in the common header. Plain integers: an IntFlag costs a microsecond a PDU."""
 
     HDGST = 0x01
     DDGST = 0x02

@@ -1,8 +1,8 @@
 """One TCP connection, which is one queue: frames PDUs, moves data, hands commands to their table.
 
-Many commands arrive in one wake-up and leave in one write. Their answers are laid side by side into a transmit
-buffer that all queues share (a wake-up runs to its end before the next begins), and a read fills its place in it
-straight from the page cache. Write data lands straight in the buffer of its command.
+Many commands arrive in one wake-up and leave in one write. Their answers are laid side by side into a
+transmit buffer that all queues share (a wake-up runs to its end before the next begins), and a read fills its
+place in it straight from the page cache. Write data lands straight in the buffer of its command.
 
 Source: NVMe/TCP transport 1.0, section 3 (PDUs) and 3.3 (data transfer).
 """
@@ -39,6 +39,7 @@ RX_SIZE = 192 << 10  # bytes: a whole capsule with its data, padding and digests
 TX_FLUSH = 256 << 10  # bytes laid before a write goes out in mid-wake-up, so that the host can start on it
 TX_SIZE = TX_FLUSH + TRANSFER_MAX + (64 << 10)
 TX_HIGH_WATER = 4 << 20  # bytes the host may leave unread before its queue is stalled
+JOIN_MAX = 64 << 10  # bytes of answers from between wake-ups that are worth copying into one write
 PENDING_BYTES = 8 << 20  # bytes a queue may have waiting for back ends; the same again for R2T
 CONNECT_DEADLINE = 10.0  # seconds from accept to a Connect command
 TERM_LINGER = 5.0  # seconds the host gets to read a termination request and close
@@ -65,7 +66,7 @@ class TransmitBuffer:
 
 @dataclass(slots=True)
 class Transfer:
-    """A command that waits for its data by R2T. The buffer has room for the last data digest behind the data."""
+    """A command that waits for its data by R2T. The buffer has room for a data digest behind the data."""
 
     sqe: Sqe
     ttag: int
@@ -96,14 +97,14 @@ class Queue(asyncio.BufferedProtocol):
         self.entries = QUEUE_ENTRIES
         self.handlers: Mapping[int, Handler] = {}
         self.sq_flow_control = True
-        self.peer = "?"
+        self.peer = self.address = "?"
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._header_digest = 0  # bytes: 0 or 4
         self._data_digest = 0
         self._data_offset = pdu.DATA_HLEN  # PDO of C2HData: header, digest, padding to HPDA
-        self._capsule_max = pdu.CAPSULE_HLEN + ADMIN_DATA_MAX
+        self._capsule_min = self._capsule_max = pdu.CAPSULE_HLEN
         self._sqhd = 0
         self._rx = bytearray(RX_SIZE)
         self._rx_view = memoryview(self._rx)
@@ -125,7 +126,8 @@ class Queue(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self.peer = f"{peer[0]}:{peer[1]}" if peer else "?"
+        if peer:
+            self.peer, self.address = f"{peer[0]}:{peer[1]}", str(peer[0])
         if not self.target.admit(self):
             log.warning("%s: refused, too many connections", self.peer)
             self.phase = Phase.CLOSING
@@ -217,7 +219,13 @@ class Queue(asyncio.BufferedProtocol):
     def _take(self, at: int, have: int) -> int:
         """Consumes the PDU at `at`; returns its length so far as it is here, 0 if more of it must come."""
         kind, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(self._rx, at)
-        self._check_common(kind, hlen, plen)
+        if (
+            kind != Type.CAPSULE_CMD
+            or hlen != pdu.CAPSULE_HLEN
+            or not self._capsule_min <= plen <= self._capsule_max
+            or self.phase is Phase.INIT
+        ):  # anything but the hot path's one good case
+            self._check_common(kind, hlen, plen)
         if kind == Type.CAPSULE_CMD:
             if have - at < plen:
                 return 0
@@ -248,7 +256,7 @@ class Queue(asyncio.BufferedProtocol):
         if hlen != rule.hlen:
             raise ProtocolError(Fes.INVALID_HEADER, pdu.AT_HLEN, f"HLEN {hlen} in PDU type {kind:#x}")
         if kind == Type.CAPSULE_CMD:
-            least, most = pdu.CAPSULE_HLEN + self._header_digest, self._capsule_max
+            least, most = self._capsule_min, self._capsule_max
         elif kind == Type.H2C_DATA:
             least = pdu.DATA_HLEN + self._header_digest
             most = least + pdu.PAD_MAX + TRANSFER_MAX + self._data_digest
@@ -298,8 +306,8 @@ class Queue(asyncio.BufferedProtocol):
 
     def allow_in_capsule(self, limit: int) -> None:
         """Takes command capsules with up to `limit` bytes of data."""
-        digests = self._header_digest + self._data_digest
-        self._capsule_max = pdu.CAPSULE_HLEN + digests + pdu.PAD_MAX + limit
+        self._capsule_min = pdu.CAPSULE_HLEN + self._header_digest
+        self._capsule_max = self._capsule_min + pdu.PAD_MAX + limit + self._data_digest
 
     def _capsule(self, at: int, flags: int, pdo: int, plen: int) -> None:
         sqe = Sqe._make(pdu.SQE.unpack_from(self._rx, at + 8))
@@ -313,10 +321,10 @@ class Queue(asyncio.BufferedProtocol):
             if self._data_digest and pdu.DIGEST_FIELD.unpack_from(self._rx, end)[0] != crc32c(data):
                 self.respond(sqe.cid, Status.TRANSIENT_TRANSPORT)
                 return
-        if sqe.cid in self._pending or len(self._pending) + len(self._transfers) > self.entries:
-            if sqe.cid in self._pending:
-                self.respond(sqe.cid, Status.CID_CONFLICT | DNR)
-                return
+        if sqe.cid in self._pending:
+            self.respond(sqe.cid, Status.CID_CONFLICT | DNR)
+            return
+        if len(self._pending) + len(self._transfers) > self.entries:
             raise ProtocolError(Fes.SEQUENCE, 0, f"more than {self.entries} commands at once")
         try:
             self._execute(sqe, data)
@@ -509,9 +517,15 @@ class Queue(asyncio.BufferedProtocol):
         weight: int,
         future: asyncio.Future[None],
     ) -> None:
-        error = None if future.cancelled() else future.exception()
-        if self.phase is Phase.CLOSING or future.cancelled():
+        if self.phase is Phase.CLOSING:  # nobody waits; the error, if there is one, counts as seen
+            if not future.cancelled():
+                future.exception()
             return
+        error: BaseException | None
+        if future.cancelled():  # not by us: its back end was closed before it began
+            error = BackendError(errno.ESHUTDOWN, "the disk was taken away")
+        else:
+            error = future.exception()
         del self._pending[cid]
         self._pending_bytes -= weight
         if not self._late:
@@ -551,7 +565,7 @@ class Queue(asyncio.BufferedProtocol):
         return size + pdu.RESPONSE_LEN + self._header_digest if self.sq_flow_control else size
 
     def _lay_frame(self, data: bytearray, view: memoryview, at: int, cid: int, length: int) -> None:
-        """C2HData around `length` bytes that are in place, and the response if SUCCESS may not stand for it."""
+        """C2HData around `length` bytes already in place, and the response unless SUCCESS stands for it."""
         flags = Flag.LAST if self.sq_flow_control else Flag.LAST | Flag.SUCCESS
         start = at + self._data_offset
         end = start + length + self._data_digest
@@ -594,7 +608,11 @@ class Queue(asyncio.BufferedProtocol):
     def _flush_late(self) -> None:
         late, self._late = self._late, []
         if self._transport is not None and late and self.phase is not Phase.CLOSING:
-            self._transport.write(late[0] if len(late) == 1 else b"".join(late))
+            if sum(map(len, late)) <= JOIN_MAX:
+                self._transport.write(b"".join(late))
+            else:
+                for frame in late:
+                    self._transport.write(frame)
 
     # Flow, and the end -------------------------------------------------------------------------------------
 

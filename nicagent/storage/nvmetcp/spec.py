@@ -1,6 +1,6 @@
 """Numbers of the NVMe base specification 1.4 and of NVMe over Fabrics 1.1 that this target uses.
 
-Status values are the 15-bit status field without its phase bit: `SCT << 8 | SC`, with `DNR` (do not retry) in bit 14.
+Status values are the field without its phase bit: `SCT << 8 | SC`, with `DNR` (do not retry) in bit 14.
 """
 
 from __future__ import annotations

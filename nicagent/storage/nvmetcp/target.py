@@ -28,7 +28,7 @@ from nicagent.storage.nvmetcp.subsystem import Namespace, Subsystem, make_backen
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 1024
-UNCONNECTED_MAX = 64  # connections without a successful Connect
+UNCONNECTED_MAX = 32  # connections of one peer address without a successful Connect
 CONTROLLERS_PER_HOST = 16
 CNTLID_MAX = 0xFFEF  # above are reserved (NVMe-oF 1.1, section 4.2)
 SETTLE_TIMEOUT = 30.0  # seconds a Connect waits for what an earlier association left in flight
@@ -240,7 +240,7 @@ class Target(NvmeTarget):
 
     def admit(self, queue: Queue) -> bool:
         """Whether one more connection is within the limits."""
-        unconnected = sum(one.phase < Phase.LIVE for one in self._queues)
+        unconnected = sum(one.phase < Phase.LIVE and one.address == queue.address for one in self._queues)
         if len(self._queues) >= CONNECTIONS_MAX or unconnected >= UNCONNECTED_MAX:
             return False
         self._queues.add(queue)
@@ -290,7 +290,7 @@ class Target(NvmeTarget):
         return subsystem
 
     async def _settle_and_associate(self, queue: Queue, wish: fabrics.Connect, subsystem: Subsystem) -> None:
-        """Lets what earlier associations left in flight end first: an old write must not land on a newer one."""
+        """Lets what earlier associations left in flight end: an old write must not land on a newer one."""
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 for namespace in list(subsystem.namespaces.values()):

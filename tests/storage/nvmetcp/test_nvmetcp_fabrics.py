@@ -40,8 +40,8 @@ def text(field: bytes) -> str:
 # Connect ---------------------------------------------------------------------------------------------------
 
 
-def test_only_the_named_host_connects(target: TargetProcess) -> None:
-    with Connection(target.port, Options()) as connection:
+def test_only_the_named_host_connects(standing: TargetProcess) -> None:
+    with Connection(standing.port, Options()) as connection:
         stranger = connection.connect(NQN, "nqn.2024-01.org.nicagent:stranger")
         assert stranger.status == 0x184 | DNR, "Connect Invalid Host; asking again cannot help"
         assert connection.connect(NQN, HOST).status == 0, "the connection may still be used rightly"
@@ -61,9 +61,9 @@ WRONG_CONNECTS = {
 
 
 @pytest.mark.parametrize("name", WRONG_CONNECTS)
-def test_a_wrong_connect_names_its_parameter(target: TargetProcess, name: str) -> None:
+def test_a_wrong_connect_names_its_parameter(standing: TargetProcess, name: str) -> None:
     change, status, parameter = WRONG_CONNECTS[name]
-    with Connection(target.port, Options()) as connection:
+    with Connection(standing.port, Options()) as connection:
         done = connection.connect(**{"subnqn": NQN, "hostnqn": HOST, **change})  # type: ignore[arg-type]
     assert (done.status, done.result) == (status, parameter), f"{done.status:#x} {done.result:#x}"
 
@@ -82,45 +82,45 @@ def test_an_io_queue_belongs_to_its_own_host(target: TargetProcess) -> None:
         assert other.connect(NQN, HOST, qid=2, cntlid=host.cntlid).status == 0
 
 
-def test_nothing_before_connect_and_no_io_before_enable(target: TargetProcess) -> None:
-    with Connection(target.port, Options()) as connection:
+def test_nothing_before_connect_and_no_io_before_enable(standing: TargetProcess) -> None:
+    with Connection(standing.port, Options()) as connection:
         assert connection.command(IDENTIFY, cdw=(1,), want=4096).status == SEQUENCE
         assert connection.fabrics(4, (0, CSTS)).status == SEQUENCE
         done = connection.connect(NQN, HOST)
         assert done.status == 0 and done.result >> 16 == 0, "no authentication is asked for"
         assert connection.command(IDENTIFY, cdw=(1,), want=4096).status == SEQUENCE, "CC.EN is 0"
-        with Connection(target.port, Options()) as io:
+        with Connection(standing.port, Options()) as io:
             assert io.connect(NQN, HOST, qid=1, cntlid=done.result).status == SEQUENCE
         assert connection.connect(NQN, HOST).status == SEQUENCE, "a queue connects once"
 
 
-def test_a_silent_connection_is_dropped(target: TargetProcess) -> None:
-    with Connection(target.port, Options()) as idle, Connection(target.port) as mute:
+def test_a_silent_connection_is_dropped(standing: TargetProcess) -> None:
+    with Connection(standing.port, Options()) as idle, Connection(standing.port) as mute:
         began = time.monotonic()
         for connection in (idle, mute):
             with pytest.raises(Closed):
                 connection.receive()
         assert 8 < time.monotonic() - began < 15
-    assert until("forgotten", lambda: target.status()["connections"] == 0)
+    assert until("forgotten", lambda: standing.status()["connections"] == 0)
 
 
-def test_unconnected_connections_are_limited(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST) as host:
-        crowd = [socket.create_connection(("127.0.0.1", target.port)) for _ in range(80)]
-        until("limited", lambda: target.status()["connections"] <= 66)
+def test_unconnected_connections_are_limited(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST) as host:
+        crowd = [socket.create_connection(("127.0.0.1", standing.port)) for _ in range(80)]
+        until("limited", lambda: standing.status()["connections"] <= 66)
         assert host.read(0, 512).status == 0, "who is connected goes on"
         for one in crowd:
             one.close()
-    until("forgotten", lambda: target.status()["connections"] == 0)
-    with Host(target.port, NQN, HOST) as host:
+    until("forgotten", lambda: standing.status()["connections"] == 0)
+    with Host(standing.port, NQN, HOST) as host:
         assert host.read(0, 512).status == 0
 
 
 # Properties ------------------------------------------------------------------------------------------------
 
 
-def test_properties(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, queues=1) as host:
+def test_properties(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, queues=1) as host:
         cap = host.property(CAP, wide=True)
         assert cap & 0xFFFF == 127 and cap >> 16 & 1 and cap >> 37 & 1, (
             "128 entries, contiguous, NVM commands"
@@ -142,15 +142,15 @@ def test_properties(target: TargetProcess) -> None:
         assert host.open_queue(1).command(READ, nsid=1, cdw=span(0, 512), want=512).status == 0
 
 
-def test_a_page_size_we_have_not_is_fatal(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, queues=0) as host:
+def test_a_page_size_we_have_not_is_fatal(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, queues=0) as host:
         host.set_property(CC, 0x460000)
         host.set_property(CC, 0x460001 | 1 << 7)
         assert host.property(CSTS) == 2, "CSTS.CFS"
 
 
-def test_disconnect_ends_one_queue(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, queues=2) as host:
+def test_disconnect_ends_one_queue(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, queues=2) as host:
         assert host.admin.fabrics(8).status == 0x185 | DNR, "Invalid Queue Type"
         assert host.io[0].fabrics(8).status == 0
         with pytest.raises(Closed):
@@ -160,20 +160,20 @@ def test_disconnect_ends_one_queue(target: TargetProcess) -> None:
         assert host.read(0, 512).status == 0
 
 
-def test_the_admin_queue_takes_its_controller_along(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, queues=2) as host:
+def test_the_admin_queue_takes_its_controller_along(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, queues=2) as host:
         host.admin.close()
         for queue in host.io:
             with pytest.raises(Closed):
                 queue.receive()
-    assert until("ended", lambda: not target.status()["controllers"])
+    assert until("ended", lambda: not standing.status()["controllers"])
 
 
 # Keep alive ------------------------------------------------------------------------------------------------
 
 
-def test_a_host_that_falls_silent_is_dropped(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, Options(kato=500)) as host:
+def test_a_host_that_falls_silent_is_dropped(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, Options(kato=500)) as host:
         end = time.monotonic() + 2.0
         while time.monotonic() < end:
             assert host.admin.command(KEEP_ALIVE).status == 0
@@ -184,11 +184,11 @@ def test_a_host_that_falls_silent_is_dropped(target: TargetProcess) -> None:
         assert 0.5 < time.monotonic() - began < 5
         with pytest.raises(Closed):
             host.admin.receive()
-    assert target.status()["controllers"] == []
+    assert standing.status()["controllers"] == []
 
 
-def test_io_keeps_alive_too_and_zero_is_for_ever(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, Options(kato=500)) as host:
+def test_io_keeps_alive_too_and_zero_is_for_ever(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, Options(kato=500)) as host:
         end = time.monotonic() + 2.0
         while time.monotonic() < end:
             assert host.read(0, 512).status == 0
@@ -203,15 +203,15 @@ def test_io_keeps_alive_too_and_zero_is_for_ever(target: TargetProcess) -> None:
 # Admin -----------------------------------------------------------------------------------------------------
 
 
-def test_identify(target: TargetProcess, disk: Path) -> None:
-    with Host(target.port, NQN, HOST) as host:
+def test_identify(standing: TargetProcess, standing_disk: Path) -> None:
+    with Host(standing.port, NQN, HOST) as host:
         page = host.identify(1).data
         assert (text(page[4:24]), text(page[24:64]), text(page[768:1024])) == ("NA0001", "nicagent", NQN)
         assert struct.unpack_from("<H", page, 78)[0] == host.cntlid
         assert page[77] == 8 and page[111] == 1 and page[512:514] == b"\x66\x44"
         assert struct.unpack_from("<II", page, 1792) == (4096 + 4, 1), "IOCCSZ, IORCSZ in units of 16 bytes"
         blocks, capacity, used = struct.unpack_from("<QQQ", host.identify(0, 1).data)
-        assert blocks == capacity == used == disk.stat().st_size // 512
+        assert blocks == capacity == used == standing_disk.stat().st_size // 512
         assert host.identify(0, 1).data[104:128].hex() == f"{1:032x}{1:016x}", (
             "NGUID and EUI-64 as configured"
         )
@@ -246,8 +246,8 @@ def test_log_pages(target: TargetProcess) -> None:
             assert host.log(page, 512).status == 0x109 | DNR, f"log page {page:#x}"
 
 
-def test_features(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, queues=0) as host:
+def test_features(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, queues=0) as host:
         assert host.feature(0x07, 3 << 16 | 7).result == 3 << 16 | 3, "the smaller of what was asked"
         assert host.feature(0x07, 0xFFFEFFFE).result == 15 << 16 | 15, "never more than we have"
         assert host.feature(0x07).result == 15 << 16 | 15
@@ -263,8 +263,8 @@ def test_features(target: TargetProcess) -> None:
             assert host.feature(0x07, 0).status == SEQUENCE, "too late once an I/O queue is there"
 
 
-def test_abort_and_the_limit_of_event_requests(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST) as host:
+def test_abort_and_the_limit_of_event_requests(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST) as host:
         waiting = [host.admin.submit(AER) for _ in range(4)]
         assert host.admin.command(AER).status == 0x105 | DNR
         aborted = host.admin.command(ABORT, cdw=(waiting[0] << 16,))
@@ -282,18 +282,18 @@ def _entries(log: bytes) -> list[tuple[int, int, int, str, str, str]]:
     return [(*one[:3], text(one[32:64]), text(one[256:512]), text(one[512:768])) for one in records]
 
 
-def test_discovery_shows_a_host_its_own(target: TargetProcess) -> None:
-    with Host(target.port, DISCOVERY, HOST, queues=0) as host:
+def test_discovery_shows_a_host_its_own(standing: TargetProcess) -> None:
+    with Host(standing.port, DISCOVERY, HOST, queues=0) as host:
         controller = host.identify(1).data
         assert controller[111] == 2 and text(controller[768:1024]) == DISCOVERY
         log = host.log(0x70, 4096).data
-        assert _entries(log) == [(3, 1, 2, str(target.port), NQN, "127.0.0.1")]
+        assert _entries(log) == [(3, 1, 2, str(standing.port), NQN, "127.0.0.1")]
         assert log[:1024] == host.log(0x70, 1024).data, "the header alone"
         assert host.log(2, 512).status == 0x109 | DNR
         assert host.identify(0, 1).status == INVALID_FIELD
-        with Connection(target.port, Options()) as queue:
+        with Connection(standing.port, Options()) as queue:
             assert queue.connect(DISCOVERY, HOST, qid=1, cntlid=host.cntlid).status & 0xFFF == 0x182
-    with Host(target.port, DISCOVERY, "nqn.2024-01.org.nicagent:stranger", queues=0) as host:
+    with Host(standing.port, DISCOVERY, "nqn.2024-01.org.nicagent:stranger", queues=0) as host:
         assert _entries(host.log(0x70, 1024).data) == [], "a stranger sees nothing"
 
 
@@ -317,8 +317,8 @@ def test_discovery_tells_of_a_changed_log(target: TargetProcess) -> None:
         assert struct.unpack_from("<Q", host.log(0x70, 1024).data)[0] == before + 1
 
 
-def test_unknown_admin_commands_and_wrong_descriptors(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST) as host:
+def test_unknown_admin_commands_and_wrong_descriptors(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST) as host:
         for flags, sgl, status in (
             (0x00, 0x5A, INVALID_FIELD),
             (0x41, 0x5A, INVALID_FIELD),

@@ -29,10 +29,12 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_written_is_read_and_is_in_the_file(target: TargetProcess, disk: Path, way: str) -> None:
-    model = bytearray(disk.read_bytes())
+def test_what_is_written_is_read_and_is_in_the_file(
+    standing: TargetProcess, standing_disk: Path, way: str
+) -> None:
+    model = bytearray(standing_disk.read_bytes())
     choice = random.Random(way)
-    with Host(target.port, NQN, HOST, WAYS[way], queues=2) as host:
+    with Host(standing.port, NQN, HOST, WAYS[way], queues=2) as host:
         for length in (512, 4 * KIB, 8 * KIB, 64 * KIB, 68 * KIB, 256 * KIB, MIB):
             offset = choice.randrange(0, len(model) - length, 512)
             data = choice.randbytes(length)
@@ -44,13 +46,13 @@ def test_what_is_written_is_read_and_is_in_the_file(target: TargetProcess, disk:
             found = host.read(around, count, queue=1)
             assert found.status == 0 and found.data == model[around : around + count], f"{length} bytes"
         assert host.flush().status == 0
-    assert disk.read_bytes() == model
+    assert standing_disk.read_bytes() == model
 
 
-def test_many_commands_in_flight_on_several_queues(target: TargetProcess, disk: Path) -> None:
-    model = bytearray(disk.read_bytes())
+def test_many_commands_in_flight_on_several_queues(standing: TargetProcess, standing_disk: Path) -> None:
+    model = bytearray(standing_disk.read_bytes())
     choice = random.Random(7)
-    with Host(target.port, NQN, HOST, Options(in_capsule=4 * KIB), queues=4) as host:
+    with Host(standing.port, NQN, HOST, Options(in_capsule=4 * KIB), queues=4) as host:
         for _ in range(4):
             slots = choice.sample(range(len(model) // (16 * KIB)), 127)
             queue = host.io[choice.randrange(4)]
@@ -69,35 +71,35 @@ def test_many_commands_in_flight_on_several_queues(target: TargetProcess, disk: 
                 assert done.status == 0
                 assert expected is None or done.data == expected
         assert host.flush(nsid=0xFFFFFFFF).status == 0
-    assert disk.read_bytes() == model
+    assert standing_disk.read_bytes() == model
 
 
-def test_sqhd_follows_the_submission_queue_only_under_flow_control(target: TargetProcess) -> None:
-    with Host(target.port, NQN, HOST, queues=0) as host:
+def test_sqhd_follows_the_submission_queue_only_under_flow_control(standing: TargetProcess) -> None:
+    with Host(standing.port, NQN, HOST, queues=0) as host:
         queue = host.open_queue(1, entries=4)
         heads = [queue.command(FLUSH, nsid=1).sqhd for _ in range(5)]
         assert heads == [2, 3, 0, 1, 2], "the Connect command was the queue's first"
-    with Host(target.port, NQN, HOST, Options(sq_flow_control=False)) as host:
+    with Host(standing.port, NQN, HOST, Options(sq_flow_control=False)) as host:
         assert host.flush().sqhd == 0xFFFF
 
 
-def test_zeroes_and_deallocation(target: TargetProcess, disk: Path) -> None:
-    model = bytearray(disk.read_bytes())
-    with Host(target.port, NQN, HOST) as host:
+def test_zeroes_and_deallocation(standing: TargetProcess, standing_disk: Path) -> None:
+    model = bytearray(standing_disk.read_bytes())
+    with Host(standing.port, NQN, HOST) as host:
         for offset, length, unmap in ((4096, 8192, False), (MIB, MIB, True), (2 * MIB + 512, 1536, True)):
             assert host.write_zeroes(offset, length, unmap=unmap).status == 0
             model[offset : offset + length] = bytes(length)
         assert host.read(0, MIB).data == model[:MIB]
-        before = disk.stat().st_blocks
+        before = standing_disk.stat().st_blocks
         assert host.deallocate((4 * MIB, MIB), (6 * MIB, 64 * KIB)).status == 0
-        assert disk.stat().st_blocks < before, "deallocated space must go back to the file system"
+        assert standing_disk.stat().st_blocks < before, "deallocated space must go back to the file system"
         assert host.read(4 * MIB, MIB).data == bytes(MIB), (
             "DLFEAT says that deallocated blocks read as zeroes"
         )
         model[4 * MIB : 5 * MIB] = bytes(MIB)
         model[6 * MIB : 6 * MIB + 64 * KIB] = bytes(64 * KIB)
         assert host.io[0].command(0x09, nsid=1, cdw=(0, 0), data=bytes(16)).status == 0, "a mere hint"
-    assert disk.read_bytes() == model
+    assert standing_disk.read_bytes() == model
 
 
 def test_fua_and_flush_are_counted_and_succeed(target: TargetProcess) -> None:
@@ -112,10 +114,10 @@ def test_fua_and_flush_are_counted_and_succeed(target: TargetProcess) -> None:
     assert counters["first_read_time"] > 1.6e9
 
 
-def test_what_a_command_may_not_do(target: TargetProcess, disk: Path) -> None:
-    before = disk.read_bytes()
+def test_what_a_command_may_not_do(standing: TargetProcess, standing_disk: Path) -> None:
+    before = standing_disk.read_bytes()
     size = len(before)
-    with Host(target.port, NQN, HOST) as host:
+    with Host(standing.port, NQN, HOST) as host:
         queue = host.io[0]
         assert host.read(size - 512, 1024).status == 0x80 | DNR, "LBA Out of Range"
         assert host.write(size, b"x" * 512).status == 0x80 | DNR
@@ -138,7 +140,7 @@ def test_what_a_command_may_not_do(target: TargetProcess, disk: Path) -> None:
         assert queue.command(0x09, nsid=1, cdw=(0, 4), data=beyond).status == 0x80 | DNR
         assert queue.command(FLUSH, nsid=7).status == 0x0B | DNR
         assert host.read(0, 512).data == before[:512], "the queue goes on"
-    assert disk.read_bytes() == before
+    assert standing_disk.read_bytes() == before
 
 
 def test_a_read_only_namespace_is_read_only(tmp_path: Path, disk: Path) -> None:

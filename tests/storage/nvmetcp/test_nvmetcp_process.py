@@ -1,4 +1,4 @@
-"""The target as a process: reload, restart, second instance, wrong configuration, and what the host sees of it."""
+"""The target as a process: reload, restart, second instance, wrong configuration."""
 
 from __future__ import annotations
 
