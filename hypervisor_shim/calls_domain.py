@@ -76,7 +76,7 @@ def _flags(flags: int, allowed: int, function: str) -> int:
 def _lookup_by_id(session: Session, id: int) -> tuple[str, bytes, int]:
     if id < 0:
         raise LibvirtError(
-            Code.INVALID_ARG, "id in virDomainLookupByID must be zero or greater", origin=Origin.DOM
+            Code.INVALID_ARG, "id in virDomainLookupByID must be zero or greater", origin=Origin.DOMAIN
         )
     info = session.driver.domain_by_id(id)
     if info is None:
@@ -192,7 +192,7 @@ _XML_SECURE, _XML_INACTIVE, _XML_UPDATE_CPU, _XML_MIGRATABLE = 1, 2, 4, 8
 def _xml(session: Session, ref: Ref, flags: int) -> str:
     if session.caller.read_only and flags & (_XML_SECURE | _XML_MIGRATABLE):
         flag = "secure" if flags & _XML_SECURE else "migratable"
-        raise error(Code.OPERATION_DENIED, f"virDomainGetXMLDesc with {flag} flag", origin=Origin.DOM)
+        raise error(Code.OPERATION_DENIED, f"virDomainGetXMLDesc with {flag} flag", origin=Origin.DOMAIN)
     info = _find(session, ref)
     _flags(flags, 15, "virDomainGetXMLDesc")
     return session.driver.domain_xml(
@@ -262,11 +262,11 @@ def _metadata_kind(kind: int, uri: str | None, function: str) -> MetadataKind:
     try:
         known = MetadataKind(kind)
     except ValueError:
-        raise error(Code.INVALID_ARG, f"unknown metadata type '{kind}'", origin=Origin.DOM) from None
+        raise error(Code.INVALID_ARG, f"unknown metadata type '{kind}'", origin=Origin.DOMAIN) from None
     if known is MetadataKind.ELEMENT and uri is None:
-        raise LibvirtError(Code.INVALID_ARG, f"uri in {function} must not be NULL", origin=Origin.DOM)
+        raise LibvirtError(Code.INVALID_ARG, f"uri in {function} must not be NULL", origin=Origin.DOMAIN)
     if known is not MetadataKind.ELEMENT and uri is not None:
-        raise LibvirtError(Code.INVALID_ARG, f"uri in {function} must be NULL", origin=Origin.DOM)
+        raise LibvirtError(Code.INVALID_ARG, f"uri in {function} must be NULL", origin=Origin.DOMAIN)
     return known
 
 
@@ -284,7 +284,7 @@ def _get_metadata(session: Session, ref: Ref, kind: int, uri: str | None, flags:
     known = _metadata_kind(kind, uri, "virDomainGetMetadata")
     if flags & 3 == 3:
         message = "flags 'affect live' and 'affect config' are mutually exclusive"
-        raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOM)
+        raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
     info = _find(session, ref)
     return session.driver.metadata(info.uuid, known, uri, _impact(info, flags, "virDomainGetMetadata"))
 
@@ -417,11 +417,11 @@ async def _set_metadata(
         raise LibvirtError(
             Code.INVALID_ARG,
             "invalid argument: metadata title in virDomainSetMetadata can't contain newlines",
-            origin=Origin.DOM,
+            origin=Origin.DOMAIN,
         )
     if known is MetadataKind.ELEMENT and text is not None and key is None:
         message = "key in virDomainSetMetadata must not be NULL"
-        raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOM)
+        raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
     info = _find(session, ref)
     impact = _impact(info, flags, "virDomainSetMetadata")
     await session.driver.set_metadata(session.caller, info.uuid, known, text, key, uri, impact)

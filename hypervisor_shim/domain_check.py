@@ -160,7 +160,7 @@ def _check_name(name: str | None) -> None:
     if "/" in name:
         raise xml_error(f"name {name} cannot contain '/'")
     if "\n" in name:
-        raise LibvirtError(Code.XML_DETAIL, f"invalid char in name: {name}", origin=Origin.XML)
+        raise LibvirtError(Code.XML_DETAIL, "invalid char in name: \n", origin=Origin.XML)
 
 
 def _check_sizes(root: Element) -> None:

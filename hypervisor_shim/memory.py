@@ -63,6 +63,7 @@ DEFAULT_DOMAIN = """\
 </domain>
 """
 
+_TICKS = 100  # a second
 _CONSOLE_BACKLOG = 64 * 1024  # bytes of an echo that nobody reads
 
 
@@ -72,6 +73,7 @@ class _Domain:
     config: DomainDef | None  # what the next start uses; None for a transient domain
     live: DomainDef | None = None  # what the running domain was started from
     started: float = 0.0
+    ticks: int = 0
     console: EchoConsole | None = None
 
 
@@ -187,10 +189,15 @@ class MemoryDriver(Driver):
         return get_metadata(definition, kind, uri)
 
     def _now(self, domain: _Domain) -> DomainInfo:
+        """With the time it has run, which moves on by ticks, as a scheduler's accounting does."""
         info = domain.info
         if info.id < 0:
             return info
-        return replace(info, cpu_time_ns=int((self._clock() - domain.started) * 1e9))
+        ticks = int((self._clock() - domain.started) * _TICKS)
+        if ticks != domain.ticks:
+            domain.ticks = ticks
+            info = domain.info = replace(info, cpu_time_ns=ticks * (1_000_000_000 // _TICKS))
+        return info
 
     # ---- acting ----------------------------------------------------------------------------------
 
@@ -338,6 +345,7 @@ class MemoryDriver(Driver):
     def _run(self, domain: _Domain, definition: DomainDef) -> None:
         domain.live = definition
         domain.started = self._clock()
+        domain.ticks = 0
         domain.info = replace(
             domain.info, id=self._next_id, state=State.RUNNING, reason=RunningReason.BOOTED, updated=False
         )

@@ -148,8 +148,8 @@ class Tables:
         if not session.opened:
             return error(Code.INTERNAL_ERROR, "hypervisor connection not open", origin=Origin.RPC)
         if number in self.by_program.get(program, ()):
-            return error(Code.OPERATION_DENIED, f"read only access prevents {name}", origin=Origin.DOM)
-        return error(Code.NO_SUPPORT, name, origin=Origin.DOM)
+            return error(Code.OPERATION_DENIED, f"read only access prevents {name}", origin=Origin.DOMAIN)
+        return error(Code.NO_SUPPORT, name, origin=Origin.DOMAIN)
 
 
 def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str | None]]) -> Tables:
