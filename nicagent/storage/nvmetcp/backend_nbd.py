@@ -1,8 +1,8 @@
 """A disk behind an NBD export on a unix socket: qcow2, RBD and LUKS by way of qemu-storage-daemon.
 
 Fixed newstyle handshake with NBD_OPT_GO, simple replies, any number of requests in flight. When the server
-goes away, requests are held and sent again once it is back: each may be done twice with the same effect. After
-`hold` seconds without a server they end with ETIMEDOUT. Source: the NBD protocol document, proto.md.
+goes away, requests are held and sent again once it is back: doing one twice has the same effect. After `hold`
+seconds without a server they end with ETIMEDOUT. Source: the NBD protocol document, proto.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A host for tests: speaks NVMe/TCP over a plain socket, and can break every rule on purpose.
 
-Written from NVMe/TCP transport 1.0 and NVMe-oF 1.1; shares nothing with the target but the digest's C library.
+Written from NVMe/TCP transport 1.0 and NVMe-oF 1.1; shares only the digest's C library with the target.
 """
 
 from __future__ import annotations

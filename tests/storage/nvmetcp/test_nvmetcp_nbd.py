@@ -178,6 +178,20 @@ def test_the_wait_is_bounded(tmp_path: Path, daemon: StorageDaemon) -> None:
     assert running.stop() == 0
 
 
+def test_a_disk_that_is_taken_away_answers_what_it_held(target: TargetProcess, daemon: StorageDaemon) -> None:
+    with Host(target.port, NQN, HOST) as host:
+        daemon.kill()
+        cids = [
+            host.io[0].submit(WRITE, nsid=1, cdw=span(0, 4096), data=b"x" * 4096),
+            host.io[0].submit(FLUSH, nsid=1),
+        ]
+        until("the writes are held", lambda: "went away" in target.log.read_text())
+        target.namespaces.clear()
+        assert target.reload()["ok"]
+        assert {host.io[0].complete(cid).status for cid in cids} == {0x82}, "Namespace Not Ready"
+        assert host.read(0, 512).status & 0xFFF == 0x0B
+
+
 def test_what_a_lost_connection_left_behind_never_lands_on_newer_data(
     target: TargetProcess, daemon: StorageDaemon
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from initiator import AER, Closed, Host
 from target_process import HOST, NQN, TargetProcess, file_backend, free_port, namespace, until
@@ -280,6 +280,7 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, name: str) -> None:
     assert failure.value.kind is Kind.INVALID and "config.json" in str(failure.value)
 
 
+@settings(max_examples=50, deadline=None)
 @given(raw=st.one_of(st.binary(max_size=200), st.recursive(st.none() | st.text(), st.lists).map(json.dumps)))
 def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, raw: bytes | str) -> None:
     content = raw.encode() if isinstance(raw, str) else raw
