@@ -28,8 +28,8 @@ CALL_SECONDS = 200.0  # above the longest deadline of a host's state
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=CALL_SECONDS)
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
         self._path = str(path)
 
     def connect(self) -> None:
@@ -51,15 +51,21 @@ def _unreachable(path: Path, error: OSError) -> NicagentError:
     )
 
 
-def call(path: Path, method: str, route: str, body: object = None) -> Any:
+def call(path: Path, method: str, route: str, body: object = None, *, seconds: float = CALL_SECONDS) -> Any:
     """One call; returns the decoded answer. Raises what the agent answered, or UNAVAILABLE."""
-    connection = _UnixConnection(path)
+    connection = _UnixConnection(path, seconds)
     try:
         connection.request(method, route, None if body is None else msgspec.json.encode(body))
         response = connection.getresponse()
         answer = msgspec.json.decode(response.read() or b"null")
     except (OSError, http.client.HTTPException) as e:
         raise _unreachable(path, e if isinstance(e, OSError) else OSError(str(e))) from None
+    except msgspec.DecodeError:
+        raise NicagentError(
+            Kind.UNAVAILABLE,
+            f"what answers at {path} is no agent, or one of another version",
+            "name the agent's socket with --socket",
+        ) from None
     finally:
         connection.close()
     if response.status >= 400:
@@ -88,6 +94,8 @@ async def console(path: Path, host: str, *, force: bool) -> None:
             typing = asyncio.create_task(_type(ws))
             try:
                 async for message in ws:
+                    if message.type is not aiohttp.WSMsgType.BINARY:
+                        break
                     sys.stdout.buffer.write(message.data)
                     sys.stdout.buffer.flush()
                     if typing.done():
@@ -102,7 +110,10 @@ async def console(path: Path, host: str, *, force: bool) -> None:
 async def _type(ws: Any) -> None:
     loop = asyncio.get_running_loop()
     keys: asyncio.Queue[bytes] = asyncio.Queue()
-    loop.add_reader(0, lambda: keys.put_nowait(os.read(0, 4096)))
+    try:
+        loop.add_reader(0, lambda: keys.put_nowait(os.read(0, 4096)))
+    except PermissionError:  # a file or /dev/null (epoll_ctl(2), EPERM): nobody types, the console is shown
+        await asyncio.Event().wait()
     try:
         while data := await keys.get():
             before, escape, _ = data.partition(ESCAPE)
