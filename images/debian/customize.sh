@@ -8,7 +8,7 @@ echo debian >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost ip6-loopback\n' >"$root/etc/hosts"
 cat >"$root/etc/fstab" <<EOT
 UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1
-UUID=$ESP_UUID /boot/efi vfat umask=0077 0 0
+UUID=$ESP_UUID /boot/efi vfat umask=0077,noauto,x-systemd.automount 0 0
 EOT
 mkdir -p "$root/boot/efi"
 
@@ -28,7 +28,10 @@ chroot "$root" systemctl -q enable systemd-networkd.service
 # What an image for short-lived servers leaves out: it costs boot time and does nothing there.
 chroot "$root" systemctl -q disable systemd-networkd-wait-online.service
 chroot "$root" systemctl -q mask systemd-firstboot.service apt-daily.timer apt-daily-upgrade.timer \
-	dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-pstore.service
+	dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-pstore.service \
+	dev-hugepages.mount sys-kernel-debug.mount sys-kernel-tracing.mount
+# The image is as new as its /usr: nothing to bring up to date on first boot (systemd-update-done.service(8)).
+touch "$root/etc/.updated" "$root/var/.updated"
 # Every copy draws its own on first boot; DHCP identities follow from it.
 : >"$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id" "$root/etc/resolv.conf"
