@@ -19,6 +19,8 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 modprobe evdev
 modprobe button
+modprobe virtio_pci
+modprobe virtio_blk
 for device in /dev/input/event*; do
   ( head -c 24 $device >/dev/null; echo GUEST sees the power button; poweroff -f ) &
   listeners="$listeners $!"
