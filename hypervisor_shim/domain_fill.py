@@ -241,6 +241,8 @@ def _interface(interface: Element) -> None:
 def _characters(devices: Element, hvm: bool) -> None:
     """Ports are numbered; the first console of an hvm guest is its first serial port, seen twice."""
     serials, consoles = devices.findall("serial"), devices.findall("console")
+    for i, console in enumerate(consoles):
+        _target(console).set("port", str(i))  # whatever was written there
     _number_ports(serials)
     first = consoles[0] if consoles else None
     if hvm:
@@ -259,13 +261,10 @@ def _characters(devices: Element, hvm: bool) -> None:
                 SubElement(serial, "target", port="0")
                 serials.append(serial)
             _mirror(serials[0], first)
-    ports: dict[str, int] = {}
     for console in consoles:
         target = _target(console)
         kind = target.get("type", "serial" if hvm else "xen")
-        port = ports.get(kind, 0)
-        ports[kind] = port + 1
-        target.attrib = {"type": kind, "port": target.get("port", str(port))}
+        target.attrib = {"type": kind, "port": target.get("port", "0")}
     for device in consoles:
         devices.remove(device)
     devices.extend(consoles)

@@ -13,7 +13,7 @@ from hypervisor_shim.domain_fill import fill
 from hypervisor_shim.domain_shape import DOMAIN
 from hypervisor_shim.driver import MetadataKind
 from hypervisor_shim.errors import Code, Origin, error
-from hypervisor_shim.xml_read import namespace_of, read_document
+from hypervisor_shim.xml_read import declarations, namespace_of, read_document
 from hypervisor_shim.xml_write import write_element
 
 DEFAULT_ARCH = "x86_64"
@@ -135,7 +135,7 @@ def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> 
         found = definition.description
     else:
         element = definition.metadata.get(uri or "")
-        found = None if element is None else write_element(element, quote='"').rstrip("\n")
+        found = None if element is None else write_element(_bare(element, uri), quote='"').rstrip("\n")
     if found is None:
         raise error(
             Code.NO_DOMAIN_METADATA, "Requested metadata element is not present", origin=Origin.DOMAIN
@@ -146,8 +146,8 @@ def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> 
 def set_metadata(
     definition: DomainDef, kind: MetadataKind, text: str | None, key: str | None, uri: str | None
 ) -> DomainDef:
-    """The definition with that piece of metadata replaced, or removed when `text` is None. Of an element the
-    outermost tag is given the prefix `key` and the namespace `uri`, as libvirt does."""
+    """The definition with that piece of metadata replaced, or removed when `text` is None. An element's tags
+    are given the prefix `key` for the namespace `uri`, which `get_metadata` takes off again."""
     root = deepcopy(definition.tree)
     if kind is not MetadataKind.ELEMENT:
         tag = "title" if kind is MetadataKind.TITLE else "description"
@@ -160,13 +160,33 @@ def set_metadata(
         if namespace_of(element, {}) == uri:
             metadata.remove(element)
     if text is not None:
-        element = read_document(text)
-        element.tag = f"{key}:{element.tag.rpartition(':')[2]}"
-        element.attrib = {f"xmlns:{key}": uri or "", **element.attrib}
-        metadata.append(element)
+        metadata.append(_dressed(read_document(text), key or "", uri or ""))
     elif not len(metadata):
         root.remove(metadata)
     return _describe(root)
+
+
+def _dressed(element: Element, key: str, uri: str) -> Element:
+    """Every tag that has no namespace of its own gets that of the client, by the client's prefix."""
+    if "xmlns" not in element.attrib:
+        for inner in element.iter():
+            if ":" not in inner.tag:
+                inner.tag = f"{key}:{inner.tag}"
+    element.attrib = {f"xmlns:{key}": uri, **element.attrib}
+    return element
+
+
+def _bare(element: Element, uri: str | None) -> Element:
+    """A copy whose tags do without the prefix that stands for `uri`, and without its declaration."""
+    bare = deepcopy(element)
+    prefixes = {prefix for prefix, declared in declarations(element).items() if declared == uri}
+    for prefix in prefixes:
+        del bare.attrib[f"xmlns:{prefix}" if prefix else "xmlns"]
+    for inner in bare.iter():
+        prefix, _, name = inner.tag.rpartition(":")
+        if prefix in prefixes:
+            inner.tag = name
+    return bare
 
 
 def _place(root: Element, tag: str) -> Element:

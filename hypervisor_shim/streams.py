@@ -58,12 +58,8 @@ class Stream:
                 self._inbound_size += len(data)
                 self._arrived.set()
                 self._hold(self._inbound_size > INBOUND_MAX)
-        elif status == Status.OK:
+        else:  # OK finishes, ERROR aborts; the client waits for the echo of either
             self._answer(Status.OK)
-            self._over.set()
-        else:
-            abort = error(Code.RPC, "stream aborted at client request", origin=Origin.STREAMS)
-            self._answer(Status.ERROR, error_body(abort))
             self._over.set()
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""The peer: libvirtd itself, with its `test:///default` driver, in a directory and a mount namespace of its own."""
+"""The peer: libvirtd itself with its `test:///default`, in a directory and a mount namespace of its own."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def missing() -> str | None:
 
 @contextmanager
 def libvirtd(directory: Path) -> Iterator[Libvirtd]:
-    """Runs until the block ends. `directory` must not lie below /run, and its path must fit a socket address."""
+    """Runs until the block ends. `directory`: not below /run, and short enough for a socket address."""
     (directory / "libvirtd.conf").write_text(_CONFIG.format(dir=directory))
     no_drivers = directory / "drivers"  # the test driver is built in; the others look at the machine
     no_drivers.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A server in a thread of its own, so that blocking clients can be used beside it; and a client of raw packets."""
+"""A server in a thread of its own, so that blocking clients run beside it; and a client of raw packets."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,15 +116,13 @@ def test_unfinished_packets_of_all_clients_are_bounded_together(directory: Path)
 
 
 def test_a_reader_that_never_reads_is_stopped_and_then_dropped(directory: Path) -> None:
-    big = MemoryDriver([f"<domain type='test'><name>test</name><uuid>{'1' * 32}</uuid><memory>1024</memory>"
-                        f"<description>{'x' * 500_000}</description><os><type>hvm</type></os></domain>"])  # fmt: skip
+    big = MemoryDriver(
+        [WITH_CONSOLE.replace("<memory>", f"<description>{'x' * 500_000}</description><memory>")]
+    )
     limits = Limits(stalled_time=0.5)
     with serving(big, directory, limits) as served, RawClient(served.path) as client:
         client.open()
-        uuid = bytes.fromhex("1" * 32)
-        request = b"".join(
-            packet(Program.REMOTE, 1, XML, 0, n, 0, domain(uuid=uuid) + number(0)) for n in range(300)
-        )
+        request = b"".join(packet(Program.REMOTE, 1, XML, 0, n, 0, domain() + number(0)) for n in range(300))
         client.sock.sendall(request)  # 150 MB of answers
         time.sleep(0.3)
         (connection,) = served.server._clients
@@ -177,7 +176,7 @@ def test_closing_in_the_midst_of_events_and_pings_harms_nobody(served: Served) -
         "<!DOCTYPE d [<!ENTITY a SYSTEM 'file:///etc/hostname'>]>{}",
         "<!DOCTYPE d SYSTEM 'http://127.0.0.1:1/d.dtd'>{}",
         "<!DOCTYPE d [<!ENTITY % p SYSTEM 'file:///etc/hostname'> %p;]>{}",
-        "<!DOCTYPE d [<!ENTITY a 'lol'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;'><!ENTITY c '&b;&b;&b;&b;&b;&b;'>]>{}",
+        "<!DOCTYPE d [<!ENTITY a 'lol'><!ENTITY b '&a;&a;&a;&a;'><!ENTITY c '&b;&b;&b;&b;'>]>{}",
         "<domain>" + "<a>" * 300 + "</a>" * 300 + "</domain>",
         "<domain>" + "<a/>" * 150_000 + "</domain>",
         "\0",
@@ -271,10 +270,8 @@ def test_no_sequence_of_packets_ends_the_server(
     with RawClient(fuzzed.path) as client:
         if opened:
             client.open()
-        try:
+        with suppress(ConnectionError):
             client.sock.sendall(b"".join(packet(*head, body) for head, body in packets) + tail)
-        except ConnectionError:
-            pass
     with RawClient(fuzzed.path) as client:
         assert client.call(66).code == 0
 

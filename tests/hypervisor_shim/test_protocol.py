@@ -1,14 +1,16 @@
-"""The protocol packet by packet: phases, refusals, events, keepalive. Answers are those libvirtd 9.0 gives."""
+"""The protocol packet by packet: phases, refusals, events, keepalive. The answers are libvirtd 9.0's."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
 
 from hypervisor_shim.connection import Limits
-from hypervisor_shim.frame import Keepalive, Program, Type
+from hypervisor_shim.driver import Caller
+from hypervisor_shim.frame import Keepalive, Program, Type, packet
 from hypervisor_shim.memory import MemoryDriver
 
 from .serving import TEST_UUID, Closed, RawClient, Served, domain, number, optional, serving, text
@@ -277,8 +279,6 @@ def test_many_calls_in_one_segment_are_answered_in_order(client: RawClient) -> N
 
 
 def test_a_packet_may_arrive_byte_by_byte(client: RawClient) -> None:
-    from hypervisor_shim.frame import packet
-
     for byte in packet(Program.REMOTE, 1, GET_INFO, 0, 77, 0, domain()):
         client.sock.sendall(bytes([byte]))
         time.sleep(0.0005)
@@ -291,14 +291,11 @@ class SlowDriver(MemoryDriver):
     def __init__(self) -> None:
         super().__init__()
         self.waiting = 0
-        self.done = 0
+        self.let_go = asyncio.Event()
 
-    async def reset(self, caller: object, uuid: bytes) -> None:
-        import asyncio
-
+    async def reset(self, caller: Caller, uuid: bytes) -> None:
         self.waiting += 1
-        while self.waiting > self.done:
-            await asyncio.sleep(0.005)
+        await self.let_go.wait()
 
 
 def test_a_slow_call_blocks_neither_other_clients_nor_other_calls(directory: Path) -> None:
@@ -308,7 +305,7 @@ def test_a_slow_call_blocks_neither_other_clients_nor_other_calls(directory: Pat
         slow = one.send(245, domain() + number(0))
         assert one.call(GET_INFO, domain()).code == 0
         assert two.call(GET_INFO, domain()).code == 0
-        driver.done = 99
+        served.loop.call_soon_threadsafe(driver.let_go.set)
         assert one.receive().serial == slow
 
 
@@ -321,7 +318,7 @@ def test_with_five_calls_in_flight_a_client_is_read_no_further(directory: Path) 
         client.send(GET_INFO, domain())
         assert client.silent(0.2)
         assert driver.waiting == 5
-        driver.done = 99
+        served.loop.call_soon_threadsafe(driver.let_go.set)
         assert sorted(client.receive().serial for _ in range(9)) == list(range(2, 11))
 
 
@@ -332,5 +329,5 @@ def test_what_was_asked_for_is_done_though_the_client_left(directory: Path) -> N
             client.open()
             client.send(245, domain() + number(0))
             assert client.silent(0.05)
-        driver.done = 99
+        served.loop.call_soon_threadsafe(driver.let_go.set)
     assert driver.waiting == 1 and driver.domain(TEST_UUID) is not None
