@@ -113,7 +113,7 @@ def test_the_emulator_is_started_by_the_command_and_known_to_nobody_else() -> No
 
 
 def test_the_emulator_imitates_the_outside_world_not_our_parts() -> None:
-    """It may share the wire of its lines with their pin factory, and nothing that acts on the agent's side."""
+    """It may share the wire of its lines with their pin factory, and nothing of the agent's own side."""
     inside = (
         *(f"nicagent.{kind}" for kind in DRIVERS),
         *(f"nicagent.{each}" for each in ABOVE if each != "emulator"),

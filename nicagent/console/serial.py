@@ -17,6 +17,7 @@ import stat
 import termios
 import tty
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 from nicagent.errors import Kind, NicagentError
@@ -39,13 +40,13 @@ class SerialConsole:
         self._baud = baud
         self._log = _RotatingLog(log_path, log_bytes)
         self._sessions: list[ConsoleSession] = []
-        self._writer: asyncio.StreamWriter | None = None
+        self._line: _Line | None = None
         self._recent = self._log.tail(REPLAY)
 
     @property
     def connected(self) -> bool:
         """Whether the line is open now."""
-        return self._writer is not None
+        return self._line is not None
 
     async def run(self) -> None:
         """Hold the line until cancelled."""
@@ -53,13 +54,13 @@ class SerialConsole:
         try:
             while True:
                 try:
-                    reader, self._writer = await _open(self._path, self._baud)
+                    self._line = await _open(self._path, self._baud)
                     wait = RETRY_FIRST
-                    await self._pump(reader)
+                    await self._pump(self._line.reader)
                     log.info("%s: the console line %s was closed at its other end", self.host, self._path)
-                except OSError as e:
+                except (OSError, NicagentError) as e:
                     level = logging.WARNING if wait == RETRY_FIRST else logging.DEBUG
-                    log.log(level, "%s: console line %s: %s", self.host, self._path, e.strerror or e)
+                    log.log(level, "%s: console line %s: %s", self.host, self._path, e)
                 finally:
                     self._hang_up()
                 await asyncio.sleep(wait)
@@ -77,9 +78,9 @@ class SerialConsole:
                 session.feed(data)
 
     def _hang_up(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def attach(self, *, replay: bool = False, force: bool = False) -> ConsoleSession:
         """A new session. `replay` shows it the last output; `force` ends all others first."""
@@ -99,17 +100,17 @@ class SerialConsole:
 
     async def send(self, data: bytes) -> None:
         """Put bytes on the line; returning late is the line's own pace. Raises UNAVAILABLE."""
-        writer = self._writer
-        if writer is None:
+        line = self._line
+        if line is None:
             raise NicagentError(
                 Kind.UNAVAILABLE,
                 f"the console line of {self.host} ({self._path}) is not connected",
                 "nicagent doctor tells why",
             )
-        writer.write(data)
+        line.writer.write(data)
         try:
             async with asyncio.timeout(WRITE_SECONDS):
-                await writer.drain()
+                await line.writer.drain()
         except (OSError, TimeoutError):
             self._hang_up()
             raise NicagentError(
@@ -179,10 +180,11 @@ class _RotatingLog:
     def write(self, data: bytes) -> None:
         try:
             if self._file.tell() + len(data) > self._limit:
-                self._file.close()
                 self._path.replace(self._path.with_suffix(".1"))
-                self._file = self._path.open("ab", buffering=0)
-            self._file.write(data)
+                # The old file is closed only once there is a new one: on a full disk there may be none.
+                self._file, old = self._path.open("ab", buffering=0), self._file
+                old.close()
+            self._file.write(data[-self._limit :])
         except OSError as e:
             log.debug("%s: %s", self._path, e.strerror)
 
@@ -196,13 +198,29 @@ class _RotatingLog:
         self._file.close()
 
 
-async def _open(path: Path, baud: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+@dataclass(frozen=True)
+class _Line:
+    """The line while it is open: a tty has a transport each way, a socket one for both."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    incoming: asyncio.BaseTransport
+
+    def close(self) -> None:
+        # What nobody has taken is dropped with the line: a close that waits for it would never end.
+        self.writer.transport.abort()
+        self.incoming.close()
+        self.reader.feed_eof()
+
+
+async def _open(path: Path, baud: int) -> _Line:
     if stat.S_ISSOCK(path.stat().st_mode):
-        return await asyncio.open_unix_connection(str(path))
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        return _Line(reader, writer, writer.transport)
     return await _open_tty(path, baud)
 
 
-async def _open_tty(path: Path, baud: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open_tty(path: Path, baud: int) -> _Line:
     """A tty in raw mode, 8N1, held exclusively (TIOCEXCL), modem lines left alone (CLOCAL)."""
     speed = getattr(termios, f"B{baud}", None)
     if speed is None:
@@ -228,9 +246,10 @@ async def _open_tty(path: Path, baud: int) -> tuple[asyncio.StreamReader, asynci
     out = os.fdopen(os.dup(fd), "wb", buffering=0)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(out.close)
-        await loop.connect_read_pipe(lambda: protocol, os.fdopen(fd, "rb", buffering=0))
+        incoming, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(fd, "rb", buffering=0))
+        on_failure.callback(incoming.close)
         transport, writing = await loop.connect_write_pipe(
             lambda: asyncio.streams.FlowControlMixin(loop=loop), out
         )
         on_failure.pop_all()
-    return reader, asyncio.StreamWriter(transport, writing, reader, loop)
+    return _Line(reader, asyncio.StreamWriter(transport, writing, reader, loop), incoming)
