@@ -1,6 +1,7 @@
 """The `nicagent` command: the only reader of argv and environment.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or wrong config, 3 no agent or device answers, 4 not in this state.
+Exit codes: 0 done, 1 failed, 2 wrong usage or wrong config, 3 no agent or device answers, 4 not in this
+state.
 """
 
 from __future__ import annotations
@@ -111,13 +112,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     loaded = config.load(Path(arguments.config or DEFAULT_CONFIG))
     try:
         asyncio.run(agent.serve(loaded))
-    except* NicagentError as group:
-        raise _first(group) from None
+    except BaseExceptionGroup as group:
+        told = _first(group)
+        if told is None:
+            raise
+        raise told from None
     return 0
 
 
-def _first(group: BaseExceptionGroup[NicagentError]) -> NicagentError:
-    inner = group.exceptions[0]
+def _first(group: BaseExceptionGroup[BaseException]) -> NicagentError | None:
+    """What to tell of a group: its first error with a sentence, if all of them have one."""
+    known, other = group.split(NicagentError)
+    if known is None or other is not None:
+        return None
+    inner = known.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
@@ -179,8 +187,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from nicagent import config, doctor
 
     loaded = config.load(Path(arguments.config or DEFAULT_CONFIG))
+    socket = Path(arguments.socket or Path(loaded.agent.run_dir) / "nicagent.sock")
     with _waiting("checking", quiet=arguments.json):
-        checks = doctor.examine(loaded, arguments.host, _socket(arguments))
+        checks = doctor.examine(loaded, arguments.host, socket)
     if arguments.json:
         print(json.dumps([check.__dict__ for check in checks]))
     else:
@@ -208,7 +217,7 @@ def _table(head: list[str], rows: list[list[str]], *, styled: bool = False) -> N
     Console().print(table)
 
 
-class _waiting:  # noqa: N801 (reads as a statement)
+class _waiting:
     """A spinner with the elapsed time, on a terminal, for what may take longer than two seconds."""
 
     def __init__(self, what: str, *, quiet: bool) -> None:

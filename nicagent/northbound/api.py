@@ -116,8 +116,8 @@ class ControlFace:
         ws = web.WebSocketResponse(heartbeat=20.0, max_msg_size=1 << 16)
         await ws.prepare(request)
         session = console.attach(replay=True, force=request.query.get("force") == "1")
+        out = asyncio.create_task(_copy_out(session.read, ws))
         try:
-            out = asyncio.create_task(_copy_out(session.read, ws))
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
                     await session.write(message.data)
@@ -125,10 +125,10 @@ class ControlFace:
             with contextlib.suppress(ConnectionError):
                 await ws.close(code=1011, message=str(e).encode()[:120])
         finally:
+            await session.close()  # whatever comes of the rest: a session that stays is memory that stays
             out.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await out
-            await session.close()
         return ws
 
 
