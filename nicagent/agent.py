@@ -54,7 +54,9 @@ async def _serve(config: Config, store: Store, run_dir: Path, state_dir: Path) -
     consoles = _make_consoles(config, state_dir)
     parts = {}
     for name, host in config.hosts.items():
-        initiator = await store.initiator(name, functools.partial(identity.initiator, name))
+        initiator = await store.initiator(
+            name, functools.partial(identity.initiator, name, host.provision.mac if host.provision else None)
+        )
         boot = (
             _BootChoices(links[name], host, initiator, provisioner) if provisioner and name in links else None
         )
@@ -159,7 +161,7 @@ def _make_network(config: Config, run_dir: Path) -> NetworkDriver | None:
         return None
     from nicagent.network.overlay import OverlayNetwork
 
-    return OverlayNetwork(config.overlay, config.segments, run_dir / "network")
+    return OverlayNetwork(config.overlay, config.segments, run_dir)
 
 
 def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:

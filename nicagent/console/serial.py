@@ -128,6 +128,11 @@ class ConsoleSession:
         self._ready = asyncio.Event()
         self._ended = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether anything more can come."""
+        return self._ended
+
     def feed(self, data: bytes) -> None:
         """Take output; the oldest is dropped beyond BACKLOG."""
         self._chunks.append(data)

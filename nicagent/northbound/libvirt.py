@@ -38,7 +38,7 @@ from hypervisor_shim.driver import (
 from hypervisor_shim.errors import Code, error, no_domain
 from hypervisor_shim.server import Server
 from nicagent.config import Config
-from nicagent.console.serial import SerialConsole
+from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
@@ -90,6 +90,7 @@ class MetalDriver(Driver):
         self._infos: dict[bytes, DomainInfo] = {}
         self._by_name: dict[str, bytes] = {}
         self._sinks: list[EventSink] = []
+        self._sessions: dict[bytes, list[ConsoleSession]] = {}
         self._capabilities = machine_xml.capabilities(config)
         self._node = machine_xml.node_info(config)
         for status in controller.domains():
@@ -111,6 +112,9 @@ class MetalDriver(Driver):
         else:
             # A stopped transient domain is gone from the controller once it is told so.
             info = self._remember(status) if self._exists(status) else self._forget(status)
+        if info.id < 0:
+            for session in self._sessions.pop(info.uuid, []):
+                session.end()  # a domain's console ends with its run; the host's line goes on
         if change.event is None:
             return
         for sink in list(self._sinks):
@@ -284,7 +288,10 @@ class MetalDriver(Driver):
         if console is None:
             raise error(Code.OPERATION_UNSUPPORTED, f"host {status.host} has no console wired")
         log.info("console of %s opened by %s", status.domain.name, caller.peer)
-        return console.attach(force=bool(flags & ConsoleFlags.FORCE))
+        session = console.attach(force=bool(flags & ConsoleFlags.FORCE))
+        sessions = self._sessions.setdefault(uuid, [])
+        sessions[:] = [each for each in sessions if not each.ended] + [session]
+        return session
 
     async def _act(self, uuid: bytes, act: Callable[[str, Cause], Awaitable[None]], cause: Cause) -> None:
         self._definition(uuid)  # an unknown UUID has a code of its own

@@ -186,24 +186,27 @@ class Console:
         self.expect(r"assword: ", 30)
         self.send(PASSWORD)
         self.expect(r"\$ ", 60)
+        # No line editing and no echo: what comes back is the commands' own output.
+        self.send("bind 'set enable-bracketed-paste off'; stty -echo; PS1='$ '; echo re''ady")
+        self.expect(r"ready\s+\$ ", 30)
 
     def run(self, command: str, seconds: float = 60) -> str:
         """A shell command's output in the guest."""
         mark = f"{time.monotonic_ns():x}"
         # The mark is split in what is typed, so that only the command's own output matches.
         self.send(f"{command}; echo {mark[:4]}''{mark[4:]} $?")
-        found = self.expect(rf"([\s\S]*?){mark} (\d+)", seconds)
-        lines = found[1].replace("\r", "").split("\n")
-        output = "\n".join(lines[1:]).strip()
+        found = self.expect(rf"([\s\S]*?){mark} (\d+)\s+\$ ", seconds)
+        output = found[1].replace("\r", "").strip()
         if found[2] != "0":
             raise AssertionError(f"in the guest, {command!r} ended with {found[2]}: {output}")
         return output
 
     def close(self) -> None:
+        """Hang up, as closing a terminal window does."""
         with contextlib.suppress(OSError):
             os.close(self.fd)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
@@ -235,13 +238,7 @@ def make_agents(lab: Path, directory: Path) -> tuple[Agent, Agent]:
     first = _agent(
         "agent-1", directory, _METAL_1, {"lab": lab, "host": "metal-1"}, "192.0.2.1", "192.0.2.2", 10
     )
-    chassis = lab / "metal-2"
-    user, password = (chassis / "bmc.credentials").read_text().split()
-    secret = directory / "agent-2" / "bmc.password"
-    secret.parent.mkdir(parents=True, exist_ok=True)
-    secret.touch(mode=0o600)
-    secret.write_text(password + "\n")
-    words = {"lab": lab, "host": "metal-2", "user": user, "secret": secret}
+    words = {"lab": lab, "host": "metal-2"}
     second = _agent("agent-2", directory, _METAL_2, words, "192.0.2.2", "192.0.2.1", 20)
     return first, second
 
@@ -301,8 +298,8 @@ memory_mib = 1024
 [hosts.metal-2.power]
 driver = "ipmi"
 address = "127.0.0.1"
-user = "{user}"
-password_file = "{secret}"
+user = "admin"
+password_file = "{lab}/metal-2/bmc.password"
 [hosts.metal-2.storage]
 transport = "virtio"
 slot = "{lab}/metal-2/slot"
