@@ -1,4 +1,4 @@
-"""gpiozero devices over the line socket: they behave as on a chip, and nothing moves that nobody asked for."""
+"""gpiozero devices over the line socket: they behave as on a chip, and nothing moves unasked."""
 
 from __future__ import annotations
 
