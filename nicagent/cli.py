@@ -107,9 +107,11 @@ def _socket(arguments: argparse.Namespace) -> Path:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from nicagent import agent, config
+    from nicagent import config
 
     loaded = config.load(Path(arguments.config or DEFAULT_CONFIG))
+    from nicagent import agent  # all of it: only once the config is known to be right
+
     try:
         asyncio.run(agent.serve(loaded))
     except BaseExceptionGroup as group:

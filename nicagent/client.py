@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import os
 import socket
@@ -40,14 +41,14 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _unreachable(path: Path, error: OSError) -> NicagentError:
     hints = {
-        "FileNotFoundError": "is the agent running? start it: nicagent serve",
-        "ConnectionRefusedError": "the agent has died; start it again: nicagent serve",
-        "PermissionError": "run it as the agent's own user (sudo)",
+        errno.ENOENT: "is the agent running? start it: nicagent serve",
+        errno.ECONNREFUSED: "the agent has died; start it again: nicagent serve",
+        errno.EACCES: "run it as the agent's own user (sudo)",
     }
     return NicagentError(
         Kind.UNAVAILABLE,
         f"no agent answers at {path}: {error.strerror or error}",
-        hints.get(type(error).__name__, "name its socket with --socket"),
+        hints.get(error.errno or 0, "name its socket with --socket"),
     )
 
 

@@ -223,9 +223,10 @@ class Controller:
     # ---- counters, from the drivers
 
     async def statistics(self, uuid: str) -> tuple[tuple[ExportStatus, ...], tuple[PortStatus, ...]]:
-        """Counters of a running domain's disks and ports; empty while it does not run."""
+        """Counters of a running domain's disks and ports; empty while it does not run. Raises NOT_FOUND."""
         host = self._active.get(uuid)
         if host is None:
+            self.definition(uuid)
             return (), ()
         parts = self._parts[host]
         ports = await parts.network.status(host) if parts.network is not None else ()
