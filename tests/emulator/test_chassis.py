@@ -143,11 +143,6 @@ async def test_a_day_in_the_life(tiny_guest: DirectKernel, tmp_path: Path) -> No
         await until(lambda: led(chassis) == 0, "LED off after the OS switched off")
         assert chassis.power is Power.OFF and pid_of(chassis) is None
         assert Event.OS_OFF in {each.event for each in tuple(chassis.history)[-2:]}, "the OS did it"
-
-        await hand.press(BUTTON, 0.1)
-        await console.expect("GUEST is up")
-        console.type("poweroff")
-        await until(lambda: led(chassis) == 0, "the OS can switch itself off")
         await console.close()
     assert b"GUEST sees the power button" in (tmp_path / "c/console.log").read_bytes()
 

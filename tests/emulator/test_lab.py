@@ -8,8 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,28 +71,32 @@ ip -n lab-a link show prov0
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Path:
-    """A lab file that anybody may read, and a run directory that anybody may use."""
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
+def lab() -> Iterator[Path]:
+    """A lab file that anybody may read, and a run directory that anybody may use.
+
+    Not in pytest's own directory: each start of pytest closes that to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix="lab-test-") as name:
+        directory = Path(name)
         directory.chmod(0o755)
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    os.chown(run_dir, NOBODY, NOBODY)
-    path = tmp_path / "lab.toml"
-    path.write_text(LAB.replace("RUN_DIR", str(run_dir)))
-    return path
+        run_dir = directory / "run"
+        run_dir.mkdir()
+        os.chown(run_dir, NOBODY, NOBODY)
+        path = directory / "lab.toml"
+        path.write_text(LAB.replace("RUN_DIR", str(run_dir)))
+        yield path
 
 
-def as_anybody(tmp_path: Path, *, run: bool = True, tun_mode: str = "666") -> list[str]:
+def as_anybody(directory: Path, *, run: bool = True, tun_mode: str = "666") -> list[str]:
     """A prefix that drops to an ordinary user, where /dev/net/tun has `tun_mode` (666 is what udev makes it).
 
     `run` False: that user cannot add a directory to /run, and no root ever made /run/netns.
     """
-    script = tmp_path / "anybody.sh"
+    script = directory / "anybody.sh"
     lines = [
         "set -e",
-        f"mkdir {tmp_path}/dev; mount -t tmpfs -o mode=755 tmpfs {tmp_path}/dev",
-        f"mknod -m {tun_mode} {tmp_path}/dev/tun c 10 200; mount --bind {tmp_path}/dev/tun /dev/net/tun",
+        f"mkdir {directory}/dev; mount -t tmpfs -o mode=755 tmpfs {directory}/dev",
+        f"mknod -m {tun_mode} {directory}/dev/tun c 10 200; mount --bind {directory}/dev/tun /dev/net/tun",
         "" if run else "mount -t tmpfs -o mode=755 tmpfs /run; mkdir /run/kept; ln -s kept /run/link",
         f'exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups env HOME=/ "$@"',
     ]
@@ -145,9 +150,9 @@ def test_wires_power_and_a_clean_end(lab: Path) -> None:
 
 
 @pytest.mark.parametrize("run", [True, False], ids=["run-netns-there", "run-untouchable"])
-def test_as_an_ordinary_user(lab: Path, tmp_path: Path, run: bool) -> None:
+def test_as_an_ordinary_user(lab: Path, run: bool) -> None:
     script = PRESS + "ls /run; test $(id -u) = 0 && ip netns exec lab-b true && exit 3"
-    done = emulate(lab, "sh", "-c", script, prefix=as_anybody(tmp_path, run=run))
+    done = emulate(lab, "sh", "-c", script, prefix=as_anybody(lab.parent, run=run))
     assert done.returncode == 3, done.stdout + done.stderr
     assert "power good" in done.stdout
     if not run:
@@ -209,6 +214,6 @@ def test_errors_come_back_as_sentences(lab: Path) -> None:
     assert "the BMC of metal-2 cannot listen on 10.99.0.77:623" in done.stdout, done.stdout + done.stderr
 
 
-def test_where_tap_devices_are_forbidden_it_says_so(lab: Path, tmp_path: Path) -> None:
-    done = emulate(lab, "true", prefix=as_anybody(tmp_path, tun_mode="600"))
+def test_where_tap_devices_are_forbidden_it_says_so(lab: Path) -> None:
+    done = emulate(lab, "true", prefix=as_anybody(lab.parent, tun_mode="600"))
     assert done.returncode == 99 and "chmod 0666 /dev/net/tun" in done.stdout, done.stdout + done.stderr
