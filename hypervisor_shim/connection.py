@@ -58,6 +58,7 @@ class Home(Protocol):
     limits: Limits
     tables: Tables
     partial_bytes: int
+    buffer: memoryview
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work`; the server sees to its end."""
@@ -67,7 +68,7 @@ class Home(Protocol):
     def gone(self, connection: Connection) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     def __init__(self, home: Home, session: Session) -> None:
         self._home = home
         self._limits = home.limits
@@ -103,7 +104,12 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=self._limits.write_high)
         self._set_deadline(self._limits.opening_time, "did not open a connection")
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """One buffer serves all connections: it is emptied before the loop reads from another socket."""
+        return self._home.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._home.buffer[:nbytes])
         self._heard = True
         if self._chunks:
             self._chunks.append(data)

@@ -26,6 +26,7 @@ from hypervisor_shim.session import Session
 log = logging.getLogger(__name__)
 
 _BACKLOG = 128
+_READ_SIZE = 256 * 1024  # bytes taken from a socket at once
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
 _FINISHING_TIME = 10.0  # seconds that acting calls get at the server's end before they are cancelled
 
@@ -62,6 +63,7 @@ class Server:
         self.limits = limits or Limits()
         self.tables = make_tables()
         self.partial_bytes = 0
+        self.buffer = memoryview(bytearray(_READ_SIZE))
         self._driver = driver
         self._listeners: list[_Listener] = []
         self._clients: dict[Connection, _Listener] = {}

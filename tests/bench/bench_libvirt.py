@@ -1,7 +1,7 @@
 """libvirt calls a second: `domain.info()` through libvirt-python, beside libvirtd's `test:///default`.
 
-Each client is a process of its own on a unix socket; the two servers are measured in turn, run by run, so
-that whatever else the machine does hits both.
+Each client is a process of its own on a unix socket; the two servers take turns of well under a
+second, so that whatever else the machine does hits both. The medians are over all turns.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from hypervisor_shim.memory import MemoryDriver
 from hypervisor_shim.server import Server
 from tests.hypervisor_shim import libvirtd as peer
 
-SECONDS = 2.0  # of calls, per run
+SLICE = 0.4  # seconds of calls to one server before it is the other's turn
+SLICES = 5  # per run and server
 CLIENTS = (1, 8)
 _LIKE_TEST = Identity(hypervisor="TEST", schemes=frozenset({"test"}), paths=frozenset({"/default"}))
 _ME = "tests.bench.bench_libvirt"
 
 
 def client(uri: str, seconds: float) -> None:
-    """Say ready, wait for the word, call for as long as told, print the calls and seconds it took."""
+    """Say ready; at every line of standard input call for so long, and print the calls a second."""
     import libvirt
 
     conn = libvirt.open(uri)
     info = conn.lookupByName("test").info
     print("ready", flush=True)
-    sys.stdin.readline()
-    calls, began = 0, time.perf_counter()
-    end = began + seconds
-    while time.perf_counter() < end:
-        for _ in range(20):
-            info()
-        calls += 20
-    print(calls, time.perf_counter() - began, flush=True)
+    for _ in sys.stdin:
+        calls, began = 0, time.perf_counter()
+        end = began + seconds
+        while time.perf_counter() < end:
+            for _ in range(10):
+                info()
+            calls += 10
+        print(calls / (time.perf_counter() - began), flush=True)
     conn.close()
 
 
@@ -61,26 +62,25 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def calls_a_second(uri: str, clients: int) -> float:
-    """Of all clients together; they start calling at the same moment."""
-    running = [_start("client", uri, str(SECONDS)) for _ in range(clients)]
-    try:
-        for process in running:
+class Clients:
+    """So many clients of one server, connected and waiting for the word."""
+
+    def __init__(self, uri: str, count: int) -> None:
+        self._processes = [_start("client", uri, str(SLICE)) for _ in range(count)]
+        for process in self._processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", f"a client could not connect to {uri}"
-        for process in running:
+
+    def calls_a_second(self) -> float:
+        """Of all clients together, over one slice that they begin at the same moment."""
+        for process in self._processes:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        rate = 0.0
-        for process in running:
-            assert process.stdout is not None
-            calls, seconds = process.stdout.readline().split()
-            rate += int(calls) / float(seconds)
-        return rate
-    finally:
-        for process in running:
-            process.kill()
+        return sum(float(process.stdout.readline()) for process in self._processes if process.stdout)
+
+    def end(self) -> None:
+        for process in self._processes:
             process.communicate()
 
 
@@ -108,10 +108,15 @@ def rows(runs: int) -> list[dict[str, object]]:
 
 
 def _measure(uris: dict[str, str], runs: int, rates: dict[tuple[str, int], list[float]]) -> None:
-    for _ in range(runs):
-        for clients in CLIENTS:
-            for who, uri in uris.items():
-                rates.setdefault((who, clients), []).append(calls_a_second(uri, clients))
+    for count in CLIENTS:
+        groups = {who: Clients(uri, count) for who, uri in uris.items()}
+        try:
+            for _ in range(runs * SLICES):
+                for who, clients in groups.items():
+                    rates.setdefault((who, count), []).append(clients.calls_a_second())
+        finally:
+            for clients in groups.values():
+                clients.end()
 
 
 def _row(clients: int, rates: dict[tuple[str, int], list[float]]) -> dict[str, object]:
