@@ -50,7 +50,7 @@ def image() -> Path:
 def _build() -> None:
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
     # Under .cache, for /tmp may be a small tmpfs; open to the other uids of mmdebstrap's unshare mode.
-    with tempfile.TemporaryDirectory(prefix="build-", dir=IMAGE.parent) as name:
+    with tempfile.TemporaryDirectory(prefix="build-", dir=IMAGE.parent, ignore_cleanup_errors=True) as name:
         work = Path(name)
         work.chmod(0o755)
         tree, disk = work / "tree.tar", work / "disk.raw"
@@ -63,6 +63,16 @@ def _build() -> None:
             ["qemu-img", "convert", "-O", "qcow2", disk, finished], log="image-qcow2", doing="write the qcow2"
         )
         finished.replace(IMAGE)
+
+
+# How root's part of filling the file system is played in each of mmdebstrap's modes, and tar's words for file
+# capabilities. fakeroot spoils a file whose attributes are set; there, packages fall back to set-user-id.
+_KEEP = "--xattrs --xattrs-include='*'"
+_AS_ROOT: dict[str, tuple[list[str], str]] = {
+    "root": ([], _KEEP),
+    "unshare": (["unshare", "--user", "--map-root-user", "--map-auto", "--"], _KEEP),
+    "fakechroot": (["fakeroot", "--"], ""),
+}
 
 
 def _mode() -> str:
@@ -108,19 +118,20 @@ def _partition(disk: Path) -> None:
 
 
 def _fill_root(tree: Path, disk: Path, work: Path) -> None:
-    """Unpack and copy into a new ext4; for an ordinary user fakeroot remembers owners and modes."""
+    """Unpack and copy into a new ext4, owners and capabilities as they were."""
     root = work / "root"
     root.mkdir()
     # Initialised now rather than by a kernel thread in everybody's first minute.
     options = f"offset={ROOT_START},lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"
     label_and_id = f"-L root -U {ROOT_UUID}"
+    prefix, xattrs = _AS_ROOT[_mode()]
     script = (
-        f"tar -C '{root}' --xattrs --xattrs-include='*' --numeric-owner -xpf '{tree}' && "
+        # Device nodes belong to devtmpfs, and an ordinary user cannot make any.
+        f"tar -C '{root}' {xattrs} --numeric-owner --exclude='./dev/*' -xpf '{tree}' && "
         f"cp '{root}/{GRUB_EFI}' '{work}/grubx64.efi' && "
         f"mke2fs -q -F -t ext4 {label_and_id} -d '{root}' -E {options} '{disk}' {ROOT_SIZE // 1024}k && "
         f"rm -rf '{root}'"
     )
-    prefix = [] if os.geteuid() == 0 else ["fakeroot", "--"]
     run([*prefix, "sh", "-ec", script], log="image-root", doing="fill the image's root file system")
 
 
