@@ -96,7 +96,8 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.PREPARING, _E.STOP): Row(_S.CLEANING, _DOWN, "stop asked while starting", ending=_D.DESTROYED),
     (_S.PREPARING, _E.RESTARTED): Row(_S.PREPARING, _UP, "start goes on after an agent restart"),
     #
-    (_S.POWERING_ON, _E.DONE): Row(_S.RUNNING, (), "power-good", tells=_D.STARTED),
+    # Power that went between power-good and this move was a fact of a state that ignores it: look again.
+    (_S.POWERING_ON, _E.DONE): Row(_S.RUNNING, (Action.CHECK_POWER,), "power-good", tells=_D.STARTED),
     (_S.POWERING_ON, _E.FAILED): Row(_S.STOPPING, _OFF, "power-on failed", ending=_D.FAILED),
     (_S.POWERING_ON, _E.DEADLINE): Row(_S.STOPPING, _OFF, "power-on took too long", ending=_D.FAILED),
     (_S.POWERING_ON, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked while starting", ending=_D.DESTROYED),

@@ -352,12 +352,12 @@ class Walker:
             )
 
     async def _check_power(self) -> None:
-        """After a restart: what the LED says counts. A driver that does not answer yet is waited for."""
+        """What the LED says counts. A driver that does not answer yet, after a restart, is waited for."""
         seconds = self.parts.config.pgood_seconds
         if await self.await_power(Power.ON, seconds):
             return
         fact = await self.parts.power.read()
-        self._put(POWER_FACTS[fact], Cause(AGENT, f"power is {fact.value} after the restart"))
+        self._put(POWER_FACTS[fact], Cause(AGENT, f"power is found {fact.value}"))
 
 
 POWER_OF: Mapping[Action, PowerAction] = {

@@ -91,11 +91,14 @@ def test_a_killed_agent_is_not_noticed(running: Running) -> None:
     running.agent.kill()
     time.sleep(2)  # a while without any agent
     running.agent.start()
+    written = running.written()
     assert running.agent.virsh("domstate", "web-1") == "running", (
         "the domain is not running after the restart"
     )
     running.reopen_console()
     assert running.console.run("cat /proc/sys/kernel/random/boot_id") == boot_id, "the host was restarted"
+    assert running.console.run("wc -l < work; sync; rm work").isdigit()
+    assert running.written() > written, "the host's writes no longer reach the disk"
     assert running.edges() == before, "a line moved though nobody asked"
 
 
