@@ -75,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("emulate", _emulate, "run emulated servers from LAB.toml, and COMMAND among them")
     sub.add_argument("lab", metavar="LAB.toml")
     sub.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    sub = command("chassis", _chassis, "look at an emulated server of a lab, or break it")
+    sub.add_argument("action", choices=["status", "history", "waveform", "disks", "fault", "clear", "mains"])
+    sub.add_argument("host")
+    sub.add_argument("what", nargs="?", help="fault to inject or clear; mains: on or off")
+    sub.add_argument("value", nargs="?", type=float, help="seconds, or milliseconds, that the fault takes")
+    sub.add_argument(
+        "--lab", metavar="DIR", default=os.environ.get("NICAGENT_LAB", ""), help="the lab's run_dir"
+    )
     command("hosts", _hosts, "list the hosts, their power and their domains")
     sub = command("power", _power, "work a host's power, or show it")
     sub.add_argument("action", choices=["on", "off", "cycle", "reset", "shutdown", "press", "status"])
@@ -138,6 +146,29 @@ def _emulate(arguments: argparse.Namespace) -> int:
     if command[:1] == ["--"]:
         command = command[1:]
     return lab.run_lab(Path(arguments.lab), command or None)
+
+
+def _chassis(arguments: argparse.Namespace) -> int:
+    from nicagent.emulator.control import ChassisControl
+
+    if not arguments.lab:
+        raise NicagentError(
+            Kind.INVALID,
+            "which lab?",
+            "run it inside one (nicagent emulate LAB.toml -- …), or name it with --lab DIR",
+        )
+    chassis = ChassisControl.of(Path(arguments.lab), arguments.host)
+    match arguments.action:
+        case "fault":
+            answer: Any = chassis.fault(arguments.what or "", arguments.value)
+        case "clear":
+            answer = chassis.clear(arguments.what)
+        case "mains":
+            answer = chassis.mains(arguments.what != "off")
+        case _:
+            answer = getattr(chassis, arguments.action)()
+    print(json.dumps(answer, indent=None if arguments.json else 1))
+    return 0
 
 
 def _hosts(arguments: argparse.Namespace) -> int:

@@ -200,6 +200,10 @@ class Chassis:
             },
         }
 
+    async def disks(self) -> list[dict[str, object]]:
+        """Counters of the host's own view of its disks; empty while it is off."""
+        return [] if self._board is None else await self._board.disk_counters()
+
     # Lines → events.
 
     def _line_moved(self, edge: Recorded) -> None:

@@ -10,6 +10,7 @@ JSON lines on `control.sock`. Requests: {"op": …}; replies {"ok": true, "data"
 | clear    | fault? (none: all)    | faults now                                              |
 | waveform | line?, since?, limit? | list of edges                                           |
 | history  |                       | list of power events: who asked, what came of it        |
+| disks    |                       | list of disks with their counters since power-on        |
 | mains    | on                    | what the body did: done, nothing                        |
 """
 
@@ -37,7 +38,7 @@ CLIENT_TIMEOUT = 30.0  # seconds the client waits; cutting mains waits for QEMU 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One request; fields that an op does not use are ignored."""
 
-    op: Literal["status", "fault", "clear", "waveform", "history", "mains"]
+    op: Literal["status", "fault", "clear", "waveform", "history", "disks", "mains"]
     fault: str | None = None
     value: float | None = None
     line: int | None = None
@@ -105,6 +106,8 @@ class ControlServer:
                 return chassis.bank.waveform(request.line, request.since, min(request.limit, WAVEFORM_LIMIT))
             case "history":
                 return [dataclasses.asdict(each) for each in chassis.history]
+            case "disks":
+                return await chassis.disks()
             case "mains":
                 return await chassis.mains(request.on, "control socket")
         return {str(fault): value for fault, value in chassis.faults.items()}
@@ -147,6 +150,10 @@ class ChassisControl:
     def history(self) -> list[dict[str, Any]]:
         """Power events, oldest first: t_ns, event, who, before, after, verdict, note."""
         return cast(list[dict[str, Any]], self._ask(Request("history")))
+
+    def disks(self) -> list[dict[str, Any]]:
+        """What the host has read and written: disk, rd_bytes, rd_operations, wr_bytes, … of each."""
+        return cast(list[dict[str, Any]], self._ask(Request("disks")))
 
     def mains(self, on: bool) -> str:
         """Pull or plug the power cord."""

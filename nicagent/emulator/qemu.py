@@ -293,6 +293,21 @@ class Board:
     async def leave_reset(self) -> None:
         await self._execute("cont")
 
+    async def disk_counters(self) -> list[dict[str, object]]:
+        """What the host's disks have read and written since power-on; empty while the board goes down."""
+        try:
+            async with asyncio.timeout(QMP_DEADLINE):
+                answer = await self._qmp.execute("query-blockstats")
+        except (QMPError, TimeoutError):
+            return []
+        assert isinstance(answer, list)
+        kept = ("rd_operations", "rd_bytes", "wr_operations", "wr_bytes", "flush_operations")
+        return [
+            {"disk": each["node-name"], **{key: each["stats"][key] for key in kept}}
+            for each in answer
+            if each.get("node-name")
+        ]
+
     async def cut(self) -> None:
         """Take the power away. Returns when nothing of the board is left."""
         self._cut = True
