@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -235,22 +235,30 @@ def disk(agent_directory: Path, name: str) -> Path:
 
 def make_agents(lab: Path, directory: Path) -> tuple[Agent, Agent]:
     """The two agents of demo.toml, configured but not started."""
-    first = _agent(
-        "agent-1", directory, _METAL_1, {"lab": lab, "host": "metal-1"}, "192.0.2.1", "192.0.2.2", 10
-    )
-    words = {"lab": lab, "host": "metal-2"}
-    second = _agent("agent-2", directory, _METAL_2, words, "192.0.2.2", "192.0.2.1", 20)
+    first = configure("agent-1", directory, overlay("192.0.2.1", "192.0.2.2", 10) + _METAL_1.format(lab=lab))
+    second = configure("agent-2", directory, overlay("192.0.2.2", "192.0.2.1", 20) + _METAL_2.format(lab=lab))
     return first, second
 
 
-def _agent(
-    name: str, directory: Path, host: str, words: Mapping[str, object], local: str, peer: str, first: int
-) -> Agent:
+def bench_agent(lab: Path, directory: Path) -> Agent:
+    """The agent of bench.toml: one host a transport, and one that boots its own disk."""
+    hosts = ""
+    for name, transport in (("by-network", "nvme-tcp"), ("by-virtio", "virtio"), ("local", "virtio")):
+        hosts += _BENCH_HOST.format(lab=lab, name=name, transport=transport)
+    hosts += """
+[hosts.by-network.provision]
+device = "prov0"
+mac = "02:00:00:01:00:01"
+"""
+    return configure("agent-1", directory, hosts)
+
+
+def configure(name: str, directory: Path, body: str) -> Agent:
+    """An agent whose config is the usual head and `body`; not started."""
     home = directory / name
     (home / "pool").mkdir(parents=True, exist_ok=True)
     config = home / "nicagent.toml"
-    config.write_text(
-        f"""
+    head = f"""
 [agent]
 name = "{name}"
 state_dir = "{home}/state"
@@ -259,7 +267,14 @@ artefacts = "{ARTEFACTS}"
 
 [pools.default]
 path = "{home}/pool"
+"""
+    config.write_text(head + body)
+    return Agent(name, home, config)
 
+
+def overlay(local: str, peer: str, first: int) -> str:
+    """Segment blue, with this agent's own ten addresses of it."""
+    return f"""
 [overlay]
 local = "{local}"
 peers = ["{peer}"]
@@ -269,10 +284,20 @@ vni = 100
 cidr = "10.100.0.0/24"
 range = ["10.100.0.{first}", "10.100.0.{first + 9}"]
 """
-        + host.format(**words)
-    )
-    return Agent(name, home, config)
 
+
+_BENCH_HOST = """
+[hosts.{name}]
+memory_mib = 1024
+[hosts.{name}.power]
+driver = "gpio"
+pins = "socket:{lab}/{name}/lines.sock"
+[hosts.{name}.storage]
+transport = "{transport}"
+slot = "{lab}/{name}/slot"
+[hosts.{name}.console]
+path = "{lab}/{name}/console.sock"
+"""
 
 _METAL_1 = """
 [hosts.metal-1]
@@ -311,25 +336,31 @@ path = "{lab}/metal-2/console.sock"
 """
 
 
-def domain_xml(name: str, volume: str, *, memory_mib: int = 1024) -> str:
-    """The definition a cloud would send: nothing in it speaks of metal."""
-    return f"""
-<domain type='kvm'>
-  <name>{name}</name>
-  <memory unit='MiB'>{memory_mib}</memory>
-  <vcpu>1</vcpu>
-  <os><type arch='x86_64'>hvm</type></os>
-  <features><acpi/></features>
-  <devices>
+def domain_xml(
+    name: str, volume: str | None, *, memory_mib: int = 1024, host: str = "", segment: str | None = "blue"
+) -> str:
+    """The definition a cloud would send; only `host` (which machine) is a word of ours."""
+    pin = f"<nic:domain xmlns:nic='urn:nicagent:domain:1'><nic:host>{host}</nic:host></nic:domain>"
+    disk = f"""
     <disk type='volume' device='disk'>
       <driver name='qemu' type='qcow2'/>
       <source pool='default' volume='{volume}'/>
       <target dev='vda' bus='virtio'/>
-    </disk>
+    </disk>"""
+    interface = f"""
     <interface type='network'>
-      <source network='blue'/>
+      <source network='{segment}'/>
       <model type='virtio'/>
-    </interface>
+    </interface>"""
+    return f"""
+<domain type='kvm'>
+  <name>{name}</name>
+  {f"<metadata>{pin}</metadata>" if host else ""}
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>{disk if volume else ""}{interface if segment else ""}
     <console type='pty'/>
   </devices>
 </domain>
