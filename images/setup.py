@@ -16,6 +16,7 @@ from images.steps import ROOT, Failure, digest, make, plain_environment, run, st
 
 PACKAGES = ROOT / "images" / "debian-packages.txt"
 VENV = ROOT / ".venv"
+TUN = Path("/dev/net/tun")
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's: a version manager's shim would tie the .venv to one home
 
 
@@ -68,6 +69,16 @@ def _sudo_works() -> bool:
     )
 
 
+def open_tun() -> None:
+    """Let ordinary users make tap devices in their own namespaces, as udev's default rules do.
+
+    A container or a machine without udev has the device closed, and the demo then needs root.
+    """
+    if os.geteuid() == 0 and TUN.exists() and TUN.stat().st_mode & 0o666 != 0o666:
+        with step(f"opening {TUN} to ordinary users, as udev does"):
+            TUN.chmod(0o666)
+
+
 def make_venv() -> None:
     """`.venv` with the project installed for development, made again when pyproject.toml changed."""
     version = subprocess.run(
@@ -89,6 +100,7 @@ def make_venv() -> None:
 def main() -> int:
     try:
         install_packages()
+        open_tun()
         make_venv()
     except Failure as failure:
         print(f"setup: {failure}", file=sys.stderr)

@@ -85,12 +85,12 @@ def test_a_killed_agent_is_not_noticed(running: Running) -> None:
     boot_id = running.console.run("cat /proc/sys/kernel/random/boot_id")
     # Work on the disk that goes on while no agent is there to see it.
     running.console.run(
-        "nohup sh -c 'while sync -d work 2>/dev/null; do date >> work; done' >/dev/null 2>&1 &"
+        "touch work; (nohup sh -c 'while sync -d work; do date >> work; done' >/dev/null 2>&1 &)"
     )
-    running.console.run("touch work")
     running.agent.kill()
     time.sleep(2)  # a while without any agent
     running.agent.start()
+    written = running.written()
     written = running.written()
     assert running.agent.virsh("domstate", "web-1") == "running", (
         "the domain is not running after the restart"
@@ -98,6 +98,8 @@ def test_a_killed_agent_is_not_noticed(running: Running) -> None:
     running.reopen_console()
     assert running.console.run("cat /proc/sys/kernel/random/boot_id") == boot_id, "the host was restarted"
     assert running.console.run("wc -l < work; sync; rm work").isdigit()
+    assert running.written() > written, "the host's writes no longer reach the disk"
+    assert int(running.console.run("wc -l < work; sync; rm work").split()[0]) > 0
     assert running.written() > written, "the host's writes no longer reach the disk"
     assert running.edges() == before, "a line moved though nobody asked"
 
