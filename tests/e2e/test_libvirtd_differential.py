@@ -169,7 +169,7 @@ EXIT_DIFFERS = {"inject-nmi metal", "vcpucount metal --maximum --config", "undef
 def run(uri: str, command: str, xml: Path) -> tuple[int, str]:
     arguments = [word.replace("{xml}", str(xml)) for word in command.split()]
     done = subprocess.run(
-        ["virsh", "-c", uri, *arguments], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL
+        ["virsh", "-c", uri, *arguments], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
     )
     shown = done.stdout + done.stderr
     shown = re.sub(r"CPU time: .*", "CPU time: -", shown)

@@ -38,7 +38,7 @@ class Served:
 
     def run(self, work: Any) -> Any:
         """Run a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
 
 @contextmanager
@@ -127,7 +127,7 @@ class Closed(Exception):
 class RawClient:
     """Sends whatever it is told to; serials count up from 1."""
 
-    def __init__(self, path: Path, timeout: float = 5.0) -> None:
+    def __init__(self, path: Path, timeout: float = 15.0) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(str(path))
         self.sock.settimeout(timeout)

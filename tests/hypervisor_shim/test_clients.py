@@ -8,6 +8,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -283,6 +284,10 @@ def test_virsh_console_shows_what_is_typed_and_leaves_on_its_escape(served: Serv
 
     try:
         until(rb"Escape character")
+        raw_by = time.monotonic() + 10  # virsh throws away what is typed before the terminal is raw
+        while termios.tcgetattr(master)[3] & termios.ECHO:
+            assert time.monotonic() < raw_by, "virsh did not make the terminal raw"
+            time.sleep(0.01)
         os.write(master, b"hello metal")
         until(rb"hello metal")
         os.write(master, b"\x1d")  # ^]

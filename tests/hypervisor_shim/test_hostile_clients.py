@@ -128,7 +128,7 @@ def test_a_reader_that_never_reads_is_stopped_and_then_dropped(directory: Path) 
         (connection,) = served.server._clients
         kept = connection._transport.get_write_buffer_size()  # type: ignore[union-attr]
         assert kept < 8_000_000, f"{kept} bytes kept for a client that does not read"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while served.server.clients and time.monotonic() < deadline:
             time.sleep(0.05)
         assert served.server.clients == 0
@@ -145,11 +145,11 @@ def test_a_client_that_does_not_read_its_events_is_dropped(directory: Path) -> N
                 from hypervisor_shim.driver import RebootEvent
 
                 info = driver.domains()[0]
-                for _ in range(20_000):
+                for _ in range(10_000):
                     driver._publish(RebootEvent(info))
 
             served.run(storm())
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 20
             while served.server.clients and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert served.server.clients == 0
