@@ -43,6 +43,7 @@ Watcher = Callable[[Change], None]
 # domain UUID, host, its disks, identities stored before → what is to be exported
 DeriveExports = Callable[[str, str, Sequence[Disk], Mapping[str, ExportIdentity]], tuple[Export, ...]]
 
+ROOM_SECONDS = 10.0  # between two looks whether a full disk has room again
 AUTOSTART_SECONDS = 60.0  # a host whose power cannot be read for so long after the boot is passed over
 
 STARTED = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
@@ -94,7 +95,7 @@ class Controller:
 
     async def autostart(self, boot_id: str) -> None:
         """Start what is marked autostart: once per boot of the board, never on an agent restart."""
-        if await self._store.swap_meta("boot-id", boot_id) in (None, boot_id):
+        if await self._last_boot(boot_id) in (None, boot_id):
             return
         wanted = [d for d in self._domains.values() if d.autostart and d.uuid not in self._active]
         if not wanted:
@@ -109,6 +110,18 @@ class Controller:
                     await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
                 except NicagentError as e:
                     log.error("autostart of %s: %s", domain.name, e)
+
+    async def _last_boot(self, boot_id: str) -> str | None:
+        """The boot that autostart last ran in; it waits until this one can be put in its place."""
+        told = False
+        while True:
+            try:
+                return await self._store.swap_meta("boot-id", boot_id)
+            except NicagentError as e:  # a full disk must not end an agent that watches over running hosts
+                if not told:
+                    log.error("autostart has to wait: %s", e)
+                told = True
+                await asyncio.sleep(ROOM_SECONDS)
 
     # ---- the change stream
 
@@ -425,6 +438,10 @@ class Controller:
     async def shutdown(self, uuid: str, cause: Cause) -> None:
         """Ask the OS to go down; returns once asked. A SHUTDOWN change tells when it has."""
         await self._occupied(uuid).ask(Event.SHUTDOWN, cause)
+
+    async def reboot(self, uuid: str, cause: Cause) -> None:
+        """Ask the OS to go down and switch the host on again once it has; returns once asked."""
+        await self._occupied(uuid).ask(Event.REBOOT, cause)
 
     async def reset(self, uuid: str, cause: Cause) -> None:
         """Hard reset; returns once it is durable and under way."""

@@ -23,6 +23,7 @@ class Event(StrEnum):
     START = "start"
     STOP = "stop"  # hard: destroy
     SHUTDOWN = "shutdown"  # graceful: ask the OS
+    REBOOT = "reboot"  # graceful: ask the OS to go down, then switch on again
     RESET = "reset"
     CYCLE = "cycle"  # off and on again, disks and ports stay
     PRESS = "press"
@@ -38,7 +39,7 @@ class Event(StrEnum):
 
 
 INTENTS = frozenset(
-    {Event.START, Event.STOP, Event.SHUTDOWN, Event.RESET, Event.CYCLE, Event.PRESS},
+    {Event.START, Event.STOP, Event.SHUTDOWN, Event.REBOOT, Event.RESET, Event.CYCLE, Event.PRESS},
 )
 
 
@@ -107,6 +108,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     #
     (_S.RUNNING, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
     (_S.RUNNING, _E.SHUTDOWN): Row(_S.RUNNING, (Action.POWER_SHUTDOWN,), "shutdown asked"),
+    (_S.RUNNING, _E.REBOOT): Row(_S.REBOOTING, (Action.POWER_SHUTDOWN,), "reboot asked"),
     (_S.RUNNING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", tells=_D.REBOOT),
     (_S.RUNNING, _E.CYCLE): Row(_S.POWERING_ON, (*_OFF, *_ON), "power cycle asked", tells=_D.REBOOT),
     (_S.RUNNING, _E.PRESS): Row(_S.RUNNING, (Action.POWER_PRESS,), "button pressed"),
@@ -117,6 +119,16 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     ),
     (_S.RUNNING, _E.POWER_UNKNOWN_SEEN): Row(_S.UNKNOWN, (), "power state cannot be read"),
     (_S.RUNNING, _E.RESTARTED): Row(_S.RUNNING, (*_UP, Action.CHECK_POWER)),
+    #
+    (_S.REBOOTING, _E.POWER_OFF_SEEN): Row(
+        _S.POWERING_ON, _ON, "the OS went down for a reboot", tells=_D.REBOOT
+    ),
+    (_S.REBOOTING, _E.SHUTDOWN): Row(_S.RUNNING, (Action.POWER_SHUTDOWN,), "shutdown asked"),
+    (_S.REBOOTING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", tells=_D.REBOOT),
+    (_S.REBOOTING, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
+    (_S.REBOOTING, _E.FAILED): Row(_S.RUNNING, (), "reboot failed"),
+    (_S.REBOOTING, _E.DEADLINE): Row(_S.RUNNING, (), "the OS has not gone down for a reboot"),
+    (_S.REBOOTING, _E.RESTARTED): Row(_S.REBOOTING, (*_UP, Action.CHECK_POWER)),
     #
     (_S.UNKNOWN, _E.POWER_ON_SEEN): Row(_S.RUNNING, (), "power state is read again"),
     (_S.UNKNOWN, _E.POWER_OFF_SEEN): Row(
@@ -147,6 +159,7 @@ _QUIET: Mapping[HostState, tuple[Event, ...]] = {
     _S.PREPARING: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN),
     _S.POWERING_ON: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN),
     _S.RUNNING: (_E.POWER_ON_SEEN, _E.DONE),
+    _S.REBOOTING: (_E.POWER_ON_SEEN, _E.POWER_UNKNOWN_SEEN, _E.DONE, _E.REBOOT),
     _S.UNKNOWN: (_E.POWER_UNKNOWN_SEEN, _E.DONE),
     _S.STOPPING: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN, _E.STOP),
     _S.CLEANING: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN, _E.STOP),
@@ -165,6 +178,7 @@ DEADLINES: Mapping[HostState, float | None] = {
     _S.PREPARING: 60.0,
     _S.POWERING_ON: 90.0,
     _S.RUNNING: None,
+    _S.REBOOTING: 300.0,  # the host's own shutdown_seconds, where that is shorter or longer
     _S.STOPPING: 90.0,
     _S.CLEANING: 60.0,
     _S.UNKNOWN: 600.0,

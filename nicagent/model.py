@@ -35,6 +35,7 @@ class HostState(StrEnum):
     PREPARING = "preparing"
     POWERING_ON = "powering-on"
     RUNNING = "running"
+    REBOOTING = "rebooting"  # the OS was asked to go down; then the host is switched on again
     STOPPING = "stopping"
     CLEANING = "cleaning"
     UNKNOWN = "unknown"

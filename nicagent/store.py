@@ -78,9 +78,10 @@ class HostRecord:
 class Store:
     """The database of one agent. Open it once; a second agent on the same file is refused."""
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
         self._db = connection
         self._thread = thread
+        self._path = path
 
     @classmethod
     async def open(cls, path: Path) -> Store:
@@ -91,7 +92,7 @@ class Store:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(connection, thread)
+        return cls(connection, thread, path)
 
     async def close(self) -> None:
         """Close the database; every acknowledged write is already on disk."""
@@ -105,7 +106,7 @@ class Store:
             except sqlite3.IntegrityError:
                 raise  # a constraint: the caller knows what it means
             except sqlite3.DatabaseError as e:
-                raise _readable(e) from None
+                raise _readable(e, self._path) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
 
@@ -249,12 +250,13 @@ class Store:
         return await self._do(work)
 
     async def swap_meta(self, key: str, value: str) -> str | None:
-        """Set a small fact; returns what it was."""
+        """Set a small fact; returns what it was. Nothing is written where that is the same."""
 
         def work(db: sqlite3.Connection) -> str | None:
             row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-            with db:
-                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            if row is None or row[0] != value:
+                with db:
+                    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
             return None if row is None else str(row[0])
 
         return await self._do(work)
@@ -295,19 +297,18 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     db.commit()
 
 
-def _readable(error: Exception, path: Path | None = None) -> NicagentError:
-    where = f" {path}" if path else ""
+def _readable(error: Exception, path: Path) -> NicagentError:
     text = str(error)
     if "locked" in text:
         return NicagentError(
-            Kind.UNAVAILABLE, f"the state{where} is in use by another nicagent", "stop that one first"
+            Kind.UNAVAILABLE, f"the state {path} is in use by another nicagent", "stop that one first"
         )
     if "full" in text:
         return NicagentError(
             Kind.NO_SPACE,
-            f"the disk that holds the state{where} is full",
-            "free some space; nothing was lost",
+            f"the disk that holds the state {path} is full",
+            "free some space, then ask again; nothing was lost",
         )
     return NicagentError(
-        Kind.UNAVAILABLE, f"the state{where} cannot be used: {text}", "check agent.state_dir and its disk"
+        Kind.UNAVAILABLE, f"the state {path} cannot be used: {text}", "check agent.state_dir and its disk"
     )

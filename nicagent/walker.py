@@ -265,7 +265,9 @@ class Walker:
             self.last = old.run
             self._publish(replace(record, run=old.run), self.power, old.run.ending)
         else:
-            self._publish(record, self.power, row.tells)
+            # A run starts once: power-good after a cycle or a reboot is no start.
+            again = row.tells is DomainEvent.STARTED and "power-good" in old.marks
+            self._publish(record, self.power, None if again else row.tells)
         if record.state is not old.state:
             self._arrived(record.state)
 
@@ -276,8 +278,8 @@ class Walker:
                 step.reached.set_result(state)
 
     def _seconds(self, row: Row, event: Event) -> float | None:
-        """The clock of the state that was entered; a shutdown has a clock of its own."""
-        if event is Event.SHUTDOWN:
+        """The clock of the state that was entered; how long an OS may take to go down is the host's own."""
+        if event is Event.SHUTDOWN or row.next is HostState.REBOOTING:
             return self.parts.config.shutdown_seconds
         return lifecycle.DEADLINES[row.next]
 

@@ -251,9 +251,9 @@ class MetalDriver(Driver):
         await self._act(uuid, self._controller.shutdown, _cause(caller, "shutdown"))
 
     async def reboot(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
-        """The metal has one way to restart an OS without its help: the reset line."""
+        """Graceful, as libvirt means it: the OS goes down by the power button, then the host comes up."""
         _only_acpi(flags, "reboot")
-        await self._act(uuid, self._controller.reset, _cause(caller, "reboot"))
+        await self._act(uuid, self._controller.reboot, _cause(caller, "reboot"))
 
     async def reset(self, caller: Caller, uuid: bytes) -> None:
         await self._act(uuid, self._controller.reset, _cause(caller, "reset"))
