@@ -176,6 +176,21 @@ class Console:
             self.text += data.decode(errors="replace")
         return True
 
+    def wake(self, pattern: str, seconds: float) -> None:
+        """Press Enter until the other end shows its prompt: what is typed before virsh has the terminal in
+        raw mode is lost, as it is for a person.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            self.send("")
+            try:
+                self.expect(pattern, 2.0)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
     def send(self, line: str) -> None:
         os.write(self.fd, line.encode() + b"\n")
 
