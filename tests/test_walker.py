@@ -98,6 +98,35 @@ async def test_a_cycle_keeps_disks_and_ports(db: Path) -> None:
         assert DomainEvent.STOPPED not in rig.events()
 
 
+async def test_a_reboot_asks_the_os_and_switches_the_host_on_again_with_its_disks(db: Path) -> None:
+    async with Rig.live(db, bodies()) as rig:
+        await started(rig)
+        body = rig.bodies[HOST]
+        body.acts.clear()
+        await rig.controller.reboot(VM.uuid, TESTER)
+        await rig.until(
+            lambda: (
+                DomainEvent.REBOOT in rig.events() and rig.controller.host(HOST).state is HostState.RUNNING
+            ),
+            "down by the power button, and up again",
+        )
+        assert body.power is Power.ON
+        assert "exports down" not in body.acts and "reset" not in body.acts, (
+            f"no more than asked: {body.acts}"
+        )
+        assert DomainEvent.STARTED not in rig.events(), "a reboot is no start"
+
+
+async def test_a_reboot_that_the_os_ignores_leaves_the_host_running(db: Path) -> None:
+    async with Rig.live(db, bodies()) as rig:
+        rig.bodies[HOST].ignores_shutdown = True
+        await started(rig)
+        await rig.controller.reboot(VM.uuid, TESTER)
+        await rig.until(lambda: "for a reboot" in rig.controller.host(HOST).reason, "the OS's time is spent")
+        assert rig.controller.host(HOST).state is HostState.RUNNING
+        assert DomainEvent.REBOOT not in rig.events()
+
+
 async def test_events_of_a_whole_life_come_in_libvirts_order(db: Path) -> None:
     async with Rig.live(db, bodies()) as rig:
         await rig.controller.define(VM, TESTER)
