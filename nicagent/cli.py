@@ -184,7 +184,7 @@ def _hosts(arguments: argparse.Namespace) -> int:
     for host in hosts:
         domain = domains.get(host["domain"])
         name = domain["domain"]["name"] if domain else "-"
-        rows.append([host["name"], host["power"], host["state"], name, _age(host["since"]), host["reason"]])
+        rows.append([host["name"], host["power"], host["state"], name, _age(host["since"]), _why(host)])
     _table(["host", "power", "state", "domain", "since", "why"], rows)
     return 0
 
@@ -203,10 +203,13 @@ def _power(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(status))
     else:
-        print(
-            f"{status['name']}: power {status['power']}, {status['state']} ({status['reason'] or 'at rest'})"
-        )
+        print(f"{status['name']}: power {status['power']}, {status['state']} ({_why(status) or 'at rest'})")
     return 0
+
+
+def _why(host: Mapping[str, Any]) -> str:
+    """Why a host is in its state, and why its power cannot be read."""
+    return "; ".join(each for each in (host["reason"], host.get("trouble")) if each)
 
 
 def _console(arguments: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ from nicagent.model import (
     PowerAction,
 )
 from nicagent.store import HostRecord, Run, Store
-from nicagent.walker import AGENT, Parts, Walker
+from nicagent.walker import AGENT, WIRING, Parts, Walker
 
 log = logging.getLogger("nicagent.controller")
 
@@ -170,12 +170,15 @@ class Controller:
 
     def hosts(self) -> list[HostStatus]:
         """Every host, in the order of the config."""
-        return [_host_status(walker.record, walker.power) for walker in self._walkers.values()]
+        return [self._host_status(walker) for walker in self._walkers.values()]
 
     def host(self, name: str) -> HostStatus:
         """One host. Raises NOT_FOUND."""
-        walker = self._walker(name)
-        return _host_status(walker.record, walker.power)
+        return self._host_status(self._walker(name))
+
+    @staticmethod
+    def _host_status(walker: Walker) -> HostStatus:
+        return replace(_host_status(walker.record, walker.power), trouble=walker.trouble)
 
     def domains(self) -> list[DomainStatus]:
         """Every domain: the persistent ones and the running transient ones."""
@@ -347,7 +350,11 @@ class Controller:
         if state is HostState.FREE:
             failure = (walker.last.failure if walker.last else "") or "it was stopped meanwhile"
         raise NicagentError(
-            Kind.UNAVAILABLE, f"domain {domain.name} did not start on {walker.parts.name}: {failure}"
+            Kind.UNAVAILABLE,
+            f"domain {domain.name} did not start on {walker.parts.name}: {failure}",
+            "the host stays in fault until its power reads off or the domain is destroyed"
+            if state is HostState.FAULT
+            else "",
         )
 
     def _place(self, domain: Domain) -> Walker:
@@ -374,7 +381,7 @@ class Controller:
         if walker.power is Power.ON:
             return f"is switched on without a domain (nicagent power off {walker.parts.name})"
         if walker.power is Power.UNKNOWN:
-            return "has no readable power state (nicagent doctor tells why)"
+            return f"has no readable power state ({walker.trouble or 'not read yet: ask again in a moment'})"
         if len(domain.ports) > len(config.nics):
             return f"has {len(config.nics)} NICs for {len(domain.ports)} interfaces"
         for port, nic in zip(domain.ports, config.nics, strict=False):
@@ -464,7 +471,7 @@ class Controller:
                 raise NicagentError(
                     Kind.UNAVAILABLE,
                     f"host {host} was told to power {action.value} but its power reads {walker.power.value}",
-                    "nicagent doctor tells what answers",
+                    walker.trouble or WIRING[type(walker.parts.config.power)],
                 )
         return self.host(host)
 
@@ -482,10 +489,11 @@ class Controller:
             case PowerAction.PRESS:
                 await walker.ask(Event.PRESS, cause)
             case _:
+                name, state = walker.parts.name, walker.record.state
                 raise NicagentError(
                     Kind.WRONG_STATE,
-                    f"host {walker.parts.name} is {walker.record.state.value}",
-                    "wait for it",
+                    f"host {name} is in state {state.value} ({walker.record.reason})",
+                    f"nicagent power off {name} clears it" if state is HostState.FAULT else "ask again later",
                 )
 
     async def cycle(self, host: str, cause: Cause) -> HostStatus:

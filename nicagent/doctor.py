@@ -426,6 +426,8 @@ def _agent_says(
         elif status["state"] == "fault":
             yield Check("broken", name, f"fault: {status['reason']}", f"nicagent power off {name} clears it")
         elif status["power"] == "unknown":
-            yield Check("broken", name, "its power cannot be read", "mend what is told of its power above")
+            why = f": {status['trouble']}" if status.get("trouble") else ""
+            mend = "mend what is told of its power above" if not why else "mend that; the agent keeps trying"
+            yield Check("broken", name, f"its power cannot be read{why}", mend)
         else:
             yield Check("ok", name, f"power {status['power']}, {status['state']}")

@@ -187,6 +187,7 @@ class HostStatus:
     since: float  # Unix seconds of the last state change
     domain: str | None = None  # UUID of the domain that occupies it
     marks: Mapping[str, float] = field(default_factory=dict)  # "power-good": Unix seconds, of this run
+    trouble: str = ""  # why its power cannot be read, while it cannot and that is known
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from nicagent import lifecycle
-from nicagent.config import Host
+from nicagent.config import GpioPower, Host, IpmiPower
 from nicagent.errors import Kind, NicagentError
 from nicagent.lifecycle import Action, Event, Row
 from nicagent.model import Cause, DomainEvent, Export, HostState, Initiator, Power, PowerAction
@@ -80,12 +80,20 @@ class Walker:
         self.last: Run | None = None  # the run that ended here last, with its ending
         self._store = store
         self._publish = publish
+        self._power_missing = ""  # why the power driver does not start
         self._queue: asyncio.Queue[_Step] = asyncio.Queue(maxsize=256)
         self._acting: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._power_seen = asyncio.Event()
         self._moves = 0
         self._waiting: list[_Step] = []
+
+    @property
+    def trouble(self) -> str:
+        """Why power cannot be read, while it cannot and that is known."""
+        if self.power is not Power.UNKNOWN:
+            return ""
+        return self._power_missing or self.parts.power.trouble
 
     # ---- life of the walker itself
 
@@ -109,10 +117,12 @@ class Walker:
             try:
                 await self.parts.power.start()
             except NicagentError as e:
+                self._power_missing = str(e)
                 log.error("%s: power: %s; trying again in %g s", self.parts.name, e, wait)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 30.0)
             else:
+                self._power_missing = ""
                 self.parts.power.watch(self._power_fact)
                 return
 
@@ -350,7 +360,7 @@ class Walker:
             raise NicagentError(
                 Kind.UNAVAILABLE,
                 f"{otherwise} on host {self.parts.name} within {seconds:g} s",
-                f"look at it: nicagent power status {self.parts.name}",
+                WIRING[type(self.parts.config.power)],
             )
 
     async def _check_power(self) -> None:
@@ -361,6 +371,12 @@ class Walker:
         fact = await self.parts.power.read()
         self._put(POWER_FACTS[fact], Cause(AGENT, f"power is found {fact.value}"))
 
+
+# What to look at where an action was done and the fact did not follow.
+WIRING: Mapping[type, str] = {
+    GpioPower: "check the wires of its power button and its power LED, and its power cord",
+    IpmiPower: "its BMC said yes and did nothing: look at the BMC's own log",
+}
 
 POWER_OF: Mapping[Action, PowerAction] = {
     Action.POWER_ON: PowerAction.ON,

@@ -402,9 +402,9 @@ async def test_verbs_that_do_not_fit_the_state_are_refused(rig: Rig) -> None:
     body.hold.add("exports up")
     start = asyncio.create_task(rig.controller.start(domain("a").uuid, TESTER))
     await held(body)
-    with pytest.raises(NicagentError, match="cannot reset a host that is preparing"):
+    with pytest.raises(NicagentError, match="cannot reset a host in state preparing"):
         await rig.controller.reset(domain("a").uuid, TESTER)
-    with pytest.raises(NicagentError, match="metal-1 is preparing"):
+    with pytest.raises(NicagentError, match="metal-1 is in state preparing"):
         await rig.controller.power("metal-1", PowerAction.ON, TESTER)
     body.hold.clear()
     await start

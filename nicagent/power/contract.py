@@ -34,6 +34,11 @@ class PowerDriver(abc.ABC):
 
     freshness: float = 0.0  # seconds for which the answer of `read` may be old
 
+    @property
+    def trouble(self) -> str:
+        """Why power cannot be read now, for people; empty while it can, or where the driver cannot tell."""
+        return ""
+
     @abc.abstractmethod
     async def start(self) -> None:
         """Claim the wiring as it is and begin to watch facts. Raises UNAVAILABLE when it is not there.

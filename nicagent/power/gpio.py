@@ -57,6 +57,13 @@ class GpioPowerDriver(PowerDriver):
 
     # ---- the contract
 
+    @property
+    def trouble(self) -> str:
+        if self._gone.is_set():
+            return "its power lines do not answer"
+        unsteady = self._panel is not None and self._now_says() is Power.UNKNOWN
+        return "its power LED does not stand still" if unsteady else ""
+
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._closing = False

@@ -87,6 +87,7 @@ class IpmiPowerDriver(PowerDriver):
         self._known = asyncio.Event()  # the first poll has ended, well or badly
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._link: WorkerLink | None = None
+        self._trouble: NicagentError | None = None  # the last failure, while it lasts
         self._spoke_at = float("-inf")
         self._poll_at = float("-inf")
         self._quick_polls = 0
@@ -94,10 +95,15 @@ class IpmiPowerDriver(PowerDriver):
 
     # ---- the contract
 
+    @property
+    def trouble(self) -> str:
+        return str(self._trouble).removeprefix(f"host {self._host}: ") if self._trouble else ""
+
     async def start(self) -> None:
         """Begin to poll. The BMC is not waited for: one that is dead is a fact, not a reason not to start."""
         self._check_password_file()
         self._breaker.worked()
+        self._trouble = None
         self._fact, self._fact_at, self._told = Power.UNKNOWN, float("-inf"), None
         self._known.clear()
         self._poll_at = float("-inf")
@@ -195,8 +201,8 @@ class IpmiPowerDriver(PowerDriver):
         if self._breaker.is_open(now):
             wait = self._breaker.retry_at - now
             raise self._unavailable(
-                f"its BMC does not answer ({self._breaker.why})",
-                f"it is asked again in {wait:.0f} s; see that it has power and its cable",
+                f"its BMC at {self._config.address} {self._breaker.why}",
+                f"it is asked again in {wait:.0f} s; {self._trouble.hint if self._trouble else ''}",
             )
         if now - self._fact_at > RECENT or self._fact is Power.UNKNOWN:
             await self._exchange("status")
@@ -224,13 +230,16 @@ class IpmiPowerDriver(PowerDriver):
                     self._link = await WorkerLink.spawn(self._config)
                 answer = await self._link.ask(op)
         except TimeoutError:
-            raise await self._failed(f"no answer within {self._config.command_seconds:g} s") from None
+            raise await self._failed(
+                f"does not answer (not within {self._config.command_seconds:g} s)"
+            ) from None
         except WorkerGone as gone:
-            raise await self._failed(f"the IPMI worker ended ({gone})") from None
+            raise await self._failed(f"could not be asked (its IPMI worker ended: {gone})") from None
         finally:
             self._spoke_at = self._now()
         if not answer.ok:
             raise await self._refused(op, answer)
+        self._trouble = None
         if self._breaker.worked():
             log.info("%s: its BMC at %s answers again", self._host, self._config.address)
         if answer.power is not None:
@@ -242,10 +251,12 @@ class IpmiPowerDriver(PowerDriver):
         """The error for an answer that is not "ok"."""
         match answer.fault:
             case "silent":
-                return await self._failed(answer.text)
+                return await self._failed(f"does not answer ({answer.text})")
             case "denied":
                 return await self._failed(
-                    answer.text, "check user and password_file of this host's power table", for_sure=True
+                    f"does not let us in ({answer.text})",
+                    "check user and password_file of this host's power table",
+                    for_sure=True,
                 )
             case "unsupported":
                 return NicagentError(
@@ -262,20 +273,20 @@ class IpmiPowerDriver(PowerDriver):
             case "refused":
                 return self._unavailable(f"its BMC refuses {answer.text}", "try again")
 
-    async def _failed(self, why: str, hint: str = "", *, for_sure: bool = False) -> NicagentError:
+    async def _failed(
+        self, why: str, hint: str = "see that the BMC has power and its cable", *, for_sure: bool = False
+    ) -> NicagentError:
         """No usable answer: the fact is unknown, the worker is replaced, the breaker counts."""
+        self._trouble = self._unavailable(f"its BMC at {self._config.address} {why}", hint)
         if not self._breaker.failures:
-            log.warning("%s: its BMC at %s does not answer: %s", self._host, self._config.address, why)
+            log.warning("%s", self._trouble)
         self._breaker.failed(self._now(), why, for_sure=for_sure)
         self._poll_at = self._breaker.retry_at
         self._learn(Power.UNKNOWN)
         link, self._link = self._link, None
         if link is not None:
             await link.kill()
-        return self._unavailable(
-            f"its BMC at {self._config.address} does not answer ({why})",
-            hint or "see that the BMC has power and its cable",
-        )
+        return self._trouble
 
     def _learn(self, fact: Power) -> None:
         self._fact, self._fact_at = fact, self._now()
