@@ -135,7 +135,9 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
         _S.CLEANING, _DOWN, "power was lost", tells=_D.SHUTDOWN, ending=_D.STOPPED
     ),
     (_S.UNKNOWN, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
-    (_S.UNKNOWN, _E.DEADLINE): Row(_S.FAULT, (), "power state could not be read for too long"),
+    (_S.UNKNOWN, _E.DEADLINE): Row(
+        _S.FAULT, (), "power state could not be read for too long", ending=_D.CRASHED
+    ),
     (_S.UNKNOWN, _E.FAILED): Row(_S.UNKNOWN, (), "power request failed"),
     (_S.UNKNOWN, _E.RESTARTED): Row(_S.UNKNOWN, (*_UP, Action.CHECK_POWER)),
     #
@@ -149,6 +151,8 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.CLEANING, _E.DEADLINE): Row(_S.FAULT, (), "cleaning took too long"),
     (_S.CLEANING, _E.RESTARTED): Row(_S.CLEANING, _DOWN, "cleaning goes on after an agent restart"),
     #
+    # Whatever went wrong: a host that reads off runs nothing, so its disks and ports can be taken away.
+    (_S.FAULT, _E.POWER_OFF_SEEN): Row(_S.CLEANING, _DOWN, "the fault is over: power reads off"),
     (_S.FAULT, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
 }
 
@@ -163,7 +167,7 @@ _QUIET: Mapping[HostState, tuple[Event, ...]] = {
     _S.UNKNOWN: (_E.POWER_UNKNOWN_SEEN, _E.DONE),
     _S.STOPPING: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN, _E.STOP),
     _S.CLEANING: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN, _E.STOP),
-    _S.FAULT: (_E.POWER_ON_SEEN, _E.POWER_OFF_SEEN, _E.POWER_UNKNOWN_SEEN, _E.RESTARTED),
+    _S.FAULT: (_E.POWER_ON_SEEN, _E.POWER_UNKNOWN_SEEN, _E.RESTARTED),
 }
 
 TABLE: Mapping[tuple[HostState, Event], Row] = {
@@ -182,7 +186,7 @@ DEADLINES: Mapping[HostState, float | None] = {
     _S.STOPPING: 90.0,
     _S.CLEANING: 60.0,
     _S.UNKNOWN: 600.0,
-    _S.FAULT: None,  # rests until somebody asks for STOP; the reason is kept
+    _S.FAULT: None,  # rests until somebody asks for STOP or power reads off; the reason is kept
 }
 
 
@@ -202,6 +206,6 @@ def illegal(state: HostState, event: Event) -> NicagentError:
     }
     return NicagentError(
         Kind.WRONG_STATE,
-        f"cannot {event.value} a host that is {state.value}",
+        f"cannot {event.value} a host in state {state.value}",
         hints.get(state, "wait until it has finished, then ask again"),
     )
