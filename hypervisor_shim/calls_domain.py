@@ -177,7 +177,7 @@ def _info(session: Session, ref: Ref) -> tuple[int, int, int, int, int]:
     info = session.driver.domain(ref[0])
     if info is None:
         info = _find(session, ref)
-    return info.state, info.max_mem_kib, info.mem_kib, info.vcpus, info.cpu_time_ns
+    return info.state, info.max_mem_kib, info.mem_kib, info.vcpus, info.cpu_time_ns or 0
 
 
 def _state(session: Session, ref: Ref, flags: int) -> tuple[int, int]:
@@ -304,7 +304,7 @@ def _stats(info: DomainInfo, wanted: int) -> list[tuple[str, int, int]]:
             ("state.state", Tag.INT, info.state),
             ("state.reason", Tag.INT, info.reason),
         ]
-    if wanted & _STATS_CPU and info.active:
+    if wanted & _STATS_CPU and info.active and info.cpu_time_ns is not None:
         found.append(("cpu.time", Tag.ULLONG, info.cpu_time_ns))
     if wanted & _STATS_BALLOON:
         found += [

@@ -206,7 +206,7 @@ class DomainInfo:
     mem_kib: int = 0
     vcpus: int = 1
     max_vcpus: int = 1
-    cpu_time_ns: int = 0
+    cpu_time_ns: int | None = None  # None: not known, as of metal without an agent in its OS
     persistent: bool = True
     autostart: bool = False
     updated: bool = False  # the definition changed since start: DOMAIN_IS_UPDATED
