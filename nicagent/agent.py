@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import logging
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from nicagent.config import Config, Host
@@ -40,11 +42,33 @@ async def serve(config: Config) -> None:
     run_dir, state_dir = Path(config.agent.run_dir), Path(config.agent.state_dir)
     for directory in (run_dir, state_dir):
         make_private(directory)
-    store = await Store.open(state_dir / "nicagent.db")
+    with _alone_in(run_dir):
+        store = await Store.open(state_dir / "nicagent.db")
+        try:
+            await _serve(config, store, run_dir, state_dir)
+        finally:
+            await store.close()
+
+
+@contextlib.contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Keep other agents out of our sockets and pidfiles. The store's lock does not: theirs may lie elsewhere.
+
+    The lock goes with us, however we end: what we start does not inherit the descriptor.
+    """
+    handle = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        await _serve(config, store, run_dir, state_dir)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"another nicagent runs in {run_dir}",
+                "stop that one first, or give this one an agent.run_dir of its own",
+            ) from None
+        yield
     finally:
-        await store.close()
+        os.close(handle)
 
 
 async def _serve(config: Config, store: Store, run_dir: Path, state_dir: Path) -> None:
