@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
+
+from nicagent.storage.nvmetcp.operation import Operation
 
 
 class BackendError(Exception):
@@ -25,14 +26,14 @@ class Backend(ABC):
       survive SIGKILL of this process without losing what was flushed.
     - MUST read back zeroes after `write_zeroes`, whatever `may_unmap` says.
     - MUST NOT block the event loop for a device: `read_now` and `write_now` only touch memory (page cache);
-      everything slower returns a Future.
-    - MUST take a cancelled Future as "nobody waits": the operation MAY still happen, but it MUST be over, or
-      never happen, once `settled` completes. A host that reconnects writes again what got no answer, and an
-      old write must not land on a newer one.
+      everything slower returns an Operation.
+    - MUST take a cancelled Operation as "nobody waits": it MAY still happen, but it MUST be over, or never
+      happen, once `settled` completes. A host that reconnects writes again what got no answer, and an old
+      write must not land on a newer one.
     - MAY refuse `read_now` and `write_now` always (return False), and MAY do nothing in `discard`.
     - MAY hold operations while its server restarts, with a bound on their time.
 
-    Order: `open`, operations, `close`. Futures end with None or a BackendError.
+    Order: `open`, operations, `close`. Operations end with None or a BackendError.
     """
 
     size: int  # bytes; may change between operations only through `refresh`
@@ -59,25 +60,23 @@ class Backend(ABC):
         return False
 
     @abstractmethod
-    def read(self, offset: int, into: memoryview) -> asyncio.Future[None]:
+    def read(self, offset: int, into: memoryview) -> Operation:
         """Fills `into`."""
 
     @abstractmethod
-    def write(self, offset: int, data: memoryview, *, durable: bool) -> asyncio.Future[None]:
+    def write(self, offset: int, data: memoryview, *, durable: bool) -> Operation:
         """Writes `data`, which stays untouched until the end; `durable` adds a flush of this write (FUA)."""
 
     @abstractmethod
-    def write_zeroes(
-        self, offset: int, length: int, *, may_unmap: bool, durable: bool
-    ) -> asyncio.Future[None]:
+    def write_zeroes(self, offset: int, length: int, *, may_unmap: bool, durable: bool) -> Operation:
         """Zeroes a range; `may_unmap` allows to give its space back."""
 
     @abstractmethod
-    def discard(self, offset: int, length: int) -> asyncio.Future[None]:
+    def discard(self, offset: int, length: int) -> Operation:
         """A hint that the range's content is no longer needed."""
 
     @abstractmethod
-    def flush(self) -> asyncio.Future[None]:
+    def flush(self) -> Operation:
         """Makes completed writes durable."""
 
     @abstractmethod

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.storage.nvmetcp.backend import Backend, BackendError
+from nicagent.storage.nvmetcp.operation import Operation, ended
 
 THREADS = 8  # concurrent slow operations on one disk
 ZERO_CHUNK = 1 << 20  # bytes written at a time where the file system cannot zero a range
@@ -43,7 +44,7 @@ class FileBackend(Backend):
         self._is_device = False
         self._nowait = True
         self._pool: ThreadPoolExecutor | None = None
-        self._running: set[Future[None]] = set()
+        self._running: set[Future[BackendError | None]] = set()
 
     async def open(self) -> None:
         flags = (os.O_RDONLY if self._readonly else os.O_RDWR) | os.O_CLOEXEC
@@ -104,21 +105,19 @@ class FileBackend(Backend):
         except OSError:
             return False  # the thread meets the same error and reports it
 
-    def read(self, offset: int, into: memoryview) -> asyncio.Future[None]:
+    def read(self, offset: int, into: memoryview) -> Operation:
         return self._slow(lambda: self._read_all(offset, into))
 
-    def write(self, offset: int, data: memoryview, *, durable: bool) -> asyncio.Future[None]:
+    def write(self, offset: int, data: memoryview, *, durable: bool) -> Operation:
         return self._slow(lambda: self._write_all(offset, data, durable))
 
-    def write_zeroes(
-        self, offset: int, length: int, *, may_unmap: bool, durable: bool
-    ) -> asyncio.Future[None]:
+    def write_zeroes(self, offset: int, length: int, *, may_unmap: bool, durable: bool) -> Operation:
         return self._slow(lambda: self._zero(offset, length, may_unmap, durable))
 
-    def discard(self, offset: int, length: int) -> asyncio.Future[None]:
+    def discard(self, offset: int, length: int) -> Operation:
         return self._slow(lambda: self._discard(offset, length))
 
-    def flush(self) -> asyncio.Future[None]:
+    def flush(self) -> Operation:
         return self._slow(lambda: os.fdatasync(self._fd))
 
     async def settled(self) -> None:
@@ -126,21 +125,30 @@ class FileBackend(Backend):
         if running:
             await asyncio.to_thread(wait, running)
 
-    def _slow(self, work: Callable[[], None]) -> asyncio.Future[None]:
+    def _slow(self, work: Callable[[], None]) -> Operation:
         if self._pool is None:
-            failed = asyncio.get_running_loop().create_future()
-            failed.set_exception(BackendError(errno.ESHUTDOWN, f"disk {self.path} is closed"))
-            return failed
+            return ended(self._closed())
+        loop = asyncio.get_running_loop()
         job = self._pool.submit(self._guarded, work)
+        operation = Operation(job.cancel)
         self._running.add(job)
-        job.add_done_callback(self._running.discard)
-        return asyncio.wrap_future(job)
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+        def over() -> None:
+            self._running.discard(job)
+            operation.end(self._closed() if job.cancelled() else job.result())
+
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(over))
+        return operation
+
+    def _closed(self) -> BackendError:
+        return BackendError(errno.ESHUTDOWN, f"disk {self.path} is closed")
+
+    def _guarded(self, work: Callable[[], None]) -> BackendError | None:
         try:
             work()
         except OSError as error:
-            raise BackendError(error.errno or errno.EIO, f"disk {self.path}: {error.strerror}") from None
+            return BackendError(error.errno or errno.EIO, f"disk {self.path}: {error.strerror}")
+        return None
 
     def _measure(self) -> int:
         if self._is_device:

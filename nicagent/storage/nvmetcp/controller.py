@@ -1,52 +1,64 @@
-"""A controller: what one host's association with a subsystem remembers, and the admin commands.
-
-The admin commands are a table of opcodes; a discovery controller has a smaller one (NVMe-oF 1.1, figure 34).
-"""
+"""A controller: what one host's association with a subsystem remembers, its keep alive and its events."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from nicagent.storage.nvmetcp import fabrics, features, identify, logpages
-from nicagent.storage.nvmetcp.pdu import Sqe
-from nicagent.storage.nvmetcp.spec import DNR, AdminOp, LogPage, NvmeError, Status
-from nicagent.storage.nvmetcp.subsystem import Subsystem
-
-if TYPE_CHECKING:
-    from nicagent.storage.nvmetcp.queue import Handler, Queue
-    from nicagent.storage.nvmetcp.target import Target
+from nicagent.storage.nvmetcp.answers import Answers
+from nicagent.storage.nvmetcp.limits import AER_LIMIT, IO_QUEUES_MAX
+from nicagent.storage.nvmetcp.spec import (
+    DNR,
+    EVENT_DISCOVERY,
+    EVENT_NAMESPACES,
+    NSID_ALL,
+    Feature,
+    LogPage,
+    NvmeError,
+    Status,
+)
+from nicagent.storage.nvmetcp.subsystem import Catalogue, Subsystem
+from nicagent.storage.nvmetcp.terms import Terms
 
 log = logging.getLogger(__name__)
 
-AER_LIMIT = 4  # AERL + 1
-IO_QUEUES_MAX = 16
 CHANGED_MAX = 1024  # entries of the changed namespace list
 KATO_GRACE = 1.0  # seconds: timer granularity (KAS) on top of the host's own time-out
 
 NOTICE = 2  # asynchronous event type (base 1.4, figure 146)
 NAMESPACE_CHANGED = 0x00
 DISCOVERY_CHANGED = 0xF0
-EVENT_NAMESPACES = 1 << 8  # bits of Asynchronous Event Configuration and of OAES
-EVENT_DISCOVERY = 1 << 31
+
+
+class Connection(Protocol):
+    """A queue, as its controller needs it."""
+
+    qid: int
+    peer: str
+    answers: Answers
+    terms: Terms
+
+    def close(self) -> None:
+        """Ends the connection. Idempotent."""
 
 
 @dataclass(slots=True)
 class Controller:
     """One association. `subsystem` is None for a discovery controller."""
 
-    target: Target
     cntlid: int
     hostnqn: str
     hostid: bytes
     subsystem: Subsystem | None
+    catalogue: Catalogue
     kato: int  # milliseconds, 0: no keep alive
     heard: float  # loop time of the last bytes on any queue (traffic based keep alive, CTRATT.TBKAS)
-    queues: dict[int, Queue] = field(default_factory=dict)
+    on_end: Callable[[Controller], None]
+    queues: dict[int, Connection] = field(default_factory=dict)
     cc: int = 0
     csts: int = 0
     io_queues: int = IO_QUEUES_MAX
@@ -55,21 +67,18 @@ class Controller:
     events: deque[int] = field(default_factory=deque)  # dword 0 of completions that found no request
     masked: set[int] = field(default_factory=set)  # log pages with an event the host has not read yet
     changed: set[int] = field(default_factory=set)  # NSIDs for the changed namespace list
+    ended: bool = False
     _watchdog: asyncio.TimerHandle | None = None
 
     # Life --------------------------------------------------------------------------------------------------
 
-    def attach(self, queue: Queue, qid: int, entries: int) -> None:
-        """Takes a connection whose Connect succeeded as queue `qid`."""
-        queue.controller = self
-        queue.qid = qid
-        queue.entries = entries
-        self.queues[qid] = queue
-        queue.connected()
-        if qid == 0:
+    def attach(self, queue: Connection) -> None:
+        """Takes a connection whose Connect succeeded."""
+        self.queues[queue.qid] = queue
+        if queue.qid == 0:
             self.watch()
 
-    def detach(self, queue: Queue) -> None:
+    def detach(self, queue: Connection) -> None:
         """A connection is gone. Without its admin queue a controller is gone too."""
         if self.queues.get(queue.qid) is queue:
             del self.queues[queue.qid]
@@ -78,23 +87,26 @@ class Controller:
 
     def end(self, reason: str) -> None:
         """Ends the association: every connection closes, nothing waits. Idempotent."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        if self.target.controllers.pop(self.cntlid, None) is not None:
+        self._stop_watch()
+        if not self.ended:
+            self.ended = True
             log.info("controller %d of %s ends: %s", self.cntlid, self.hostnqn, reason)
+            self.on_end(self)
         queues, self.queues = self.queues, {}
         for queue in queues.values():
             queue.close()
 
     def watch(self) -> None:
         """(Re)starts the keep alive timer."""
+        self._stop_watch()
+        if self.kato and not self.ended:
+            loop = asyncio.get_running_loop()
+            self._watchdog = loop.call_at(self.heard + self.kato / 1000 + KATO_GRACE, self._check_alive)
+
+    def _stop_watch(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-        if self.kato and self.cntlid in self.target.controllers:
-            loop = asyncio.get_running_loop()
-            self._watchdog = loop.call_at(self.heard + self.kato / 1000 + KATO_GRACE, self._check_alive)
 
     def _check_alive(self) -> None:
         self._watchdog = None
@@ -109,15 +121,15 @@ class Controller:
     def namespace_changed(self, nsid: int) -> None:
         """A namespace came, went, or has another size."""
         if len(self.changed) >= CHANGED_MAX:
-            self.changed = {0xFFFF_FFFF}  # "more than fit" (base 1.4, section 5.14.1.4)
-        elif 0xFFFF_FFFF not in self.changed:
+            self.changed = {NSID_ALL}  # "more than fit" (base 1.4, section 5.14.1.4)
+        elif NSID_ALL not in self.changed:
             self.changed.add(nsid)
-        if self.features.get(features.ASYNC_EVENTS, 0) & EVENT_NAMESPACES:
+        if self.features.get(Feature.ASYNC_EVENTS, 0) & EVENT_NAMESPACES:
             self._notice(NAMESPACE_CHANGED, LogPage.CHANGED_NAMESPACES)
 
     def discovery_changed(self) -> None:
         """The discovery log has another content."""
-        if self.features.get(features.ASYNC_EVENTS, 0) & EVENT_DISCOVERY:
+        if self.features.get(Feature.ASYNC_EVENTS, 0) & EVENT_DISCOVERY:
             self._notice(DISCOVERY_CHANGED, LogPage.DISCOVERY)
 
     def _notice(self, info: int, page: int) -> None:
@@ -130,7 +142,7 @@ class Controller:
     def _deliver(self) -> None:
         admin = self.queues.get(0)
         while admin is not None and self.events and self.async_requests:
-            admin.respond(self.async_requests.popleft(), 0, self.events.popleft())
+            admin.answers.respond(self.async_requests.popleft(), 0, self.events.popleft())
 
     def request_event(self, cid: int) -> None:
         """An Asynchronous Event Request waits for an event."""
@@ -148,58 +160,3 @@ class Controller:
         self.async_requests.clear()
         self.events.clear()
         self.masked.clear()
-
-
-def _identify(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    controller = fabrics.enabled(queue)
-    if sqe.sgl_length < identify.SIZE:
-        raise NvmeError(Status.SGL_LENGTH | DNR)
-    queue.respond_data(sqe, identify.identify(controller, sqe))
-
-
-def _get_log_page(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    controller = fabrics.enabled(queue)
-    queue.respond_data(sqe, logpages.read(controller, queue, sqe))
-
-
-def _get_features(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    result, payload = features.get(fabrics.enabled(queue), sqe)
-    if payload:
-        queue.respond_data(sqe, payload)
-    else:
-        queue.respond(sqe.cid, 0, result)
-
-
-def _set_features(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    queue.respond(sqe.cid, 0, features.set_(fabrics.enabled(queue), sqe))
-
-
-def _async_event(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    fabrics.enabled(queue).request_event(sqe.cid)
-
-
-def _keep_alive(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    if queue.controller is None or queue.controller.kato == 0:
-        raise NvmeError(Status.INVALID_FIELD | DNR)
-    queue.respond(sqe.cid)
-
-
-def _abort(queue: Queue, sqe: Sqe, data: memoryview) -> None:
-    # Abort is best effort (base 1.4, section 5.1): bit 0 of dword 0 says "not aborted", and the command it
-    # names completes as if nothing had been asked.
-    fabrics.enabled(queue)
-    queue.respond(sqe.cid, 0, 1)
-
-
-ADMIN: Mapping[int, Handler] = {
-    AdminOp.GET_LOG_PAGE: _get_log_page,
-    AdminOp.IDENTIFY: _identify,
-    AdminOp.ABORT: _abort,
-    AdminOp.SET_FEATURES: _set_features,
-    AdminOp.GET_FEATURES: _get_features,
-    AdminOp.ASYNC_EVENT: _async_event,
-    AdminOp.KEEP_ALIVE: _keep_alive,
-    AdminOp.FABRICS: fabrics.command,
-}
-
-DISCOVERY: Mapping[int, Handler] = {op: handler for op, handler in ADMIN.items() if op != AdminOp.ABORT}

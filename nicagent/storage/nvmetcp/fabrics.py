@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from nicagent.storage.nvmetcp.controller import Controller
+from nicagent.storage.nvmetcp.limits import QUEUE_ENTRIES, VERSION
 from nicagent.storage.nvmetcp.pdu import Sqe
-from nicagent.storage.nvmetcp.spec import DNR, FabricsType, NvmeError, Status
-
-if TYPE_CHECKING:
-    from nicagent.storage.nvmetcp.controller import Controller
-    from nicagent.storage.nvmetcp.queue import Queue
+from nicagent.storage.nvmetcp.queue import Queue
+from nicagent.storage.nvmetcp.spec import (
+    CC_ENABLE,
+    CC_SHUTDOWN,
+    CSTS_FATAL,
+    CSTS_READY,
+    CSTS_SHUTDOWN_DONE,
+    DNR,
+    FabricsType,
+    NvmeError,
+    Status,
+)
 
 # Offsets of properties (base 1.4, section 3.1).
 CAP, VS, CC, CSTS = 0x00, 0x08, 0x14, 0x1C
 
-VERSION = 0x0001_0400  # 1.4.0
 READY_TIMEOUT = 30  # CAP.TO, in 500 ms
-
-CC_ENABLE = 0x1
-CC_SHUTDOWN = 0x3 << 14
-CSTS_READY = 0x1
-CSTS_FATAL = 0x2
-CSTS_SHUTDOWN_DONE = 0x2 << 2
 
 CONNECT_DATA = Struct("<16sH238x256s256s256x")
 DISABLE_SQ_FLOW = 0x04  # CATTR
@@ -99,22 +101,22 @@ def command(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     if fctype == FabricsType.DISCONNECT:
         if queue.qid == 0:
             raise NvmeError(Status.CONNECT_QUEUE_TYPE | DNR)
-        queue.respond(sqe.cid)
+        queue.answers.respond(sqe.cid)
         queue.close()
     elif fctype == FabricsType.PROPERTY_GET and queue.qid == 0:
-        queue.respond(sqe.cid, 0, _property(controller, queue, sqe))
+        queue.answers.respond(sqe.cid, 0, _property(controller, sqe))
     elif fctype == FabricsType.PROPERTY_SET and queue.qid == 0:
         _set_property(controller, sqe)
-        queue.respond(sqe.cid)
+        queue.answers.respond(sqe.cid)
     else:
         raise NvmeError(Status.INVALID_FIELD | DNR)
 
 
-def _property(controller: Controller, queue: Queue, sqe: Sqe) -> int:
+def _property(controller: Controller, sqe: Sqe) -> int:
     wide = sqe.cdw10 & 0x7
     offset = sqe.cdw11
     if (offset, wide) == (CAP, 1):
-        return capabilities(controller.target.queue_entries)
+        return capabilities(QUEUE_ENTRIES)
     if wide == 0:
         if offset == VS:
             return VERSION

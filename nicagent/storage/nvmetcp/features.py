@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nicagent.storage.nvmetcp.controller import Controller
+from nicagent.storage.nvmetcp.limits import IO_QUEUES_MAX, KATO_MAX
 from nicagent.storage.nvmetcp.pdu import Sqe
-from nicagent.storage.nvmetcp.spec import DNR, Feature, NvmeError, Status
-
-if TYPE_CHECKING:
-    from nicagent.storage.nvmetcp.controller import Controller
-
-ASYNC_EVENTS = Feature.ASYNC_EVENTS
-EVENTS_IO = 1 << 8  # namespace attribute notices
-EVENTS_DISCOVERY = 1 << 31
-KATO_MAX = 3_600_000  # milliseconds
+from nicagent.storage.nvmetcp.spec import (
+    DNR,
+    EVENT_DISCOVERY,
+    EVENT_NAMESPACES,
+    Feature,
+    NvmeError,
+    Status,
+)
 
 # Features an I/O controller has, with their value after a reset. No value is saveable.
 IO_DEFAULTS: dict[int, int] = {
@@ -68,7 +67,7 @@ def set_(controller: Controller, sqe: Sqe) -> int:
     if feature not in _defaults(controller):
         raise NvmeError(Status.INVALID_FIELD | DNR)
     if feature == Feature.ASYNC_EVENTS:
-        offered = EVENTS_IO if controller.subsystem is not None else EVENTS_DISCOVERY
+        offered = EVENT_NAMESPACES if controller.subsystem is not None else EVENT_DISCOVERY
         if value & ~offered & ~0xFF:  # the low byte: SMART warnings, which never come
             raise NvmeError(Status.INVALID_FIELD | DNR)
     if feature == Feature.WRITE_CACHE and not value & 1:
@@ -79,8 +78,6 @@ def set_(controller: Controller, sqe: Sqe) -> int:
 
 
 def _set_queues(controller: Controller, value: int) -> int:
-    from nicagent.storage.nvmetcp.controller import IO_QUEUES_MAX
-
     submission, completion = value & 0xFFFF, value >> 16
     if 0xFFFF in (submission, completion):
         raise NvmeError(Status.INVALID_FIELD | DNR)

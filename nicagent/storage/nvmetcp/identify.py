@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from struct import pack, pack_into
-from typing import TYPE_CHECKING
 
-from nicagent.storage.nvmetcp import fabrics
 from nicagent.storage.nvmetcp.config import NN
+from nicagent.storage.nvmetcp.controller import Controller
+from nicagent.storage.nvmetcp.limits import (
+    AER_LIMIT,
+    FIRMWARE,
+    IN_CAPSULE_MAX,
+    QUEUE_ENTRIES,
+    TRANSFER_MAX,
+    VERSION,
+)
 from nicagent.storage.nvmetcp.pdu import Sqe
-from nicagent.storage.nvmetcp.spec import DISCOVERY_NQN, DNR, NSID_ALL, NvmeError, Status
+from nicagent.storage.nvmetcp.spec import (
+    DISCOVERY_NQN,
+    DNR,
+    EVENT_DISCOVERY,
+    EVENT_NAMESPACES,
+    NSID_ALL,
+    PAGE,
+    NvmeError,
+    Status,
+)
+from nicagent.storage.nvmetcp.subsystem import Namespace
 
-if TYPE_CHECKING:
-    from nicagent.storage.nvmetcp.controller import Controller
-    from nicagent.storage.nvmetcp.subsystem import Namespace
-
-SIZE = 4096  # bytes of every structure here
-MDTS = 8  # 2**8 pages of 4 KiB: 1 MiB, which is queue.TRANSFER_MAX
-FIRMWARE = "1"  # never the package version: what a host sees must not change with an upgrade
+MDTS = (TRANSFER_MAX // PAGE).bit_length() - 1  # a power of two of pages
 CMIC = 0x3  # several ports, several controllers: a host may come back before its old association is gone
 KAS = 10  # keep alive granularity: 1 s in units of 100 ms
 MAX_NAME = 256  # bytes of SUBNQN
@@ -41,21 +52,21 @@ def identify(controller: Controller, sqe: Sqe) -> bytes:
     if cns == CNS_ACTIVE:
         if sqe.nsid >= NSID_ALL - 1:
             raise NvmeError(Status.INVALID_NAMESPACE | DNR)
-        active = sorted(nsid for nsid in subsystem.namespaces if nsid > sqe.nsid)[: SIZE // 4]
-        return pack(f"<{len(active)}I", *active).ljust(SIZE, b"\0")
+        active = sorted(nsid for nsid in subsystem.namespaces if nsid > sqe.nsid)[: PAGE // 4]
+        return pack(f"<{len(active)}I", *active).ljust(PAGE, b"\0")
     if cns in (CNS_CSI_NAMESPACE, CNS_CSI_CONTROLLER):
         # The NVM command set's own structures. Zero means "no limit of its own" in every field.
         if sqe.cdw11 >> 24 != 0:
             raise NvmeError(Status.INVALID_FIELD | DNR)
         if cns == CNS_CSI_NAMESPACE and sqe.nsid not in subsystem.namespaces:
             raise NvmeError(Status.INVALID_NAMESPACE | DNR)
-        return bytes(SIZE)
+        return bytes(PAGE)
     if cns in (CNS_NAMESPACE, CNS_DESCRIPTORS):
         if not 1 <= sqe.nsid <= NN:
             raise NvmeError(Status.INVALID_NAMESPACE | DNR)
         namespace = subsystem.namespaces.get(sqe.nsid)
         if cns == CNS_NAMESPACE:
-            return bytes(SIZE) if namespace is None else identify_namespace(namespace)
+            return bytes(PAGE) if namespace is None else identify_namespace(namespace)
         if namespace is None:
             raise NvmeError(Status.INVALID_NAMESPACE | DNR)
         return descriptors(namespace)
@@ -64,8 +75,8 @@ def identify(controller: Controller, sqe: Sqe) -> bytes:
 
 def identify_controller(controller: Controller) -> bytes:
     """CNS 01h (figure 251)."""
-    target, subsystem = controller.target, controller.subsystem
-    page = bytearray(SIZE)
+    subsystem = controller.subsystem
+    page = bytearray(PAGE)
     serial, model = (
         ("", "nicagent") if subsystem is None else (subsystem.config.serial, subsystem.config.model)
     )
@@ -74,17 +85,17 @@ def identify_controller(controller: Controller) -> bytes:
     page[64:72] = FIRMWARE.encode("ascii").ljust(8)
     page[76] = CMIC
     page[77] = MDTS
-    oaes = 1 << 31 if subsystem is None else 1 << 8
-    pack_into("<HIII", page, 78, controller.cntlid, fabrics.VERSION, 0, 0)
+    oaes = EVENT_DISCOVERY if subsystem is None else EVENT_NAMESPACES
+    pack_into("<HIII", page, 78, controller.cntlid, VERSION, 0, 0)
     pack_into("<II", page, 92, oaes, CTRATT)
     page[111] = 2 if subsystem is None else 1  # CNTRLTYPE
     page[258] = 3  # ACL
-    page[259] = 3  # AERL
+    page[259] = AER_LIMIT - 1  # AERL
     page[260] = 0x03  # FRMW: one slot, read only
     page[261] = 0x04 if subsystem is None else 0x06  # LPA: extended data; commands supported page
     pack_into("<H", page, 320, KAS)
     page[512], page[513] = 0x66, 0x44  # SQES, CQES
-    pack_into("<H", page, 514, target.queue_entries)  # MAXCMD
+    pack_into("<H", page, 514, QUEUE_ENTRIES)  # MAXCMD
     if subsystem is not None:
         pack_into("<IH", page, 516, NN, ONCS)
         page[525] = VWC
@@ -92,14 +103,14 @@ def identify_controller(controller: Controller) -> bytes:
     pack_into("<I", page, 536, SGLS)
     name = DISCOVERY_NQN if subsystem is None else subsystem.nqn
     page[768 : 768 + MAX_NAME] = name.encode().ljust(MAX_NAME, b"\0")
-    capsule = 64 if subsystem is None else 64 + target.in_capsule
+    capsule = 64 if subsystem is None else 64 + IN_CAPSULE_MAX
     pack_into("<IIHBB", page, 1792, capsule // 16, 1, 0, 0, 1)  # IOCCSZ, IORCSZ, ICDOFF, FCATT, MSDBD
     return bytes(page)
 
 
 def identify_namespace(namespace: Namespace) -> bytes:
     """CNS 00h (figure 249)."""
-    page = bytearray(SIZE)
+    page = bytearray(PAGE)
     pack_into("<QQQ", page, 0, namespace.blocks, namespace.blocks, namespace.blocks)
     page[24] = 0x10  # NSFEAT: NPWG … NOWS below are meant
     page[30] = 0x01  # NMIC: may be attached to several controllers
@@ -118,4 +129,4 @@ def descriptors(namespace: Namespace) -> bytes:
     identity = namespace.config
     given = ((1, bytes.fromhex(identity.eui64)), (2, bytes.fromhex(identity.nguid)), (3, identity.uuid.bytes))
     listed = b"".join(pack("<BBxx", kind, len(value)) + value for kind, value in given if value)
-    return listed.ljust(SIZE, b"\0")
+    return listed.ljust(PAGE, b"\0")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from nicagent.storage.nvmetcp import fabrics
+from nicagent.storage.nvmetcp.limits import TRANSFER_MAX
+from nicagent.storage.nvmetcp.operation import Operation, together
 from nicagent.storage.nvmetcp.pdu import Sqe
-from nicagent.storage.nvmetcp.queue import TRANSFER_MAX, Handler, Queue
-from nicagent.storage.nvmetcp.spec import DNR, NSID_ALL, AdminOp, IoOp, NvmeError, Status
-
-if TYPE_CHECKING:
-    from nicagent.storage.nvmetcp.subsystem import Namespace
+from nicagent.storage.nvmetcp.queue import Handler, Queue
+from nicagent.storage.nvmetcp.spec import CSTS_READY, DNR, NSID_ALL, AdminOp, IoOp, NvmeError, Status
+from nicagent.storage.nvmetcp.subsystem import Namespace
 
 FUA = 1 << 30  # cdw12
 DEALLOCATE = 1 << 25  # cdw12 of Write Zeroes
@@ -23,7 +21,7 @@ RANGE = Struct("<IIQ")  # context attributes, blocks, first block
 
 def _namespace(queue: Queue, nsid: int) -> Namespace:
     controller = queue.controller
-    if controller is None or controller.subsystem is None or not controller.csts & fabrics.CSTS_READY:
+    if controller is None or controller.subsystem is None or not controller.csts & CSTS_READY:
         raise NvmeError(Status.COMMAND_SEQUENCE | DNR)
     namespace = controller.subsystem.namespaces.get(nsid)
     if namespace is None:
@@ -45,15 +43,9 @@ def _writable(namespace: Namespace) -> None:
         raise NvmeError(Status.WRITE_PROTECTED | DNR)
 
 
-def _counted(namespace: Namespace, future: asyncio.Future[None]) -> asyncio.Future[None]:
-    """`future`, whose failure is counted."""
-
-    def count(ended: asyncio.Future[None]) -> None:
-        if not ended.cancelled() and ended.exception() is not None:
-            namespace.counters.errors += 1
-
-    future.add_done_callback(count)
-    return future
+def _counted(namespace: Namespace, operation: Operation) -> Operation:
+    """`operation`, whose failure is counted."""
+    return operation.then(namespace.counters.outcome)
 
 
 def read(queue: Queue, sqe: Sqe, data: memoryview) -> None:
@@ -66,9 +58,9 @@ def read(queue: Queue, sqe: Sqe, data: memoryview) -> None:
         raise NvmeError(Status.SGL_LENGTH | DNR)
     namespace.counters.read(length)
     backend = namespace.backend
-    if not queue.read_now(sqe.cid, length, backend.read_now, offset):
-        queue.read_later(
-            sqe.cid, length, lambda view: _counted(namespace, backend.read(offset, view)), Status.READ_ERROR
+    if not queue.answers.read_now(sqe.cid, length, backend.read_now, offset):
+        queue.pending.read(
+            sqe.cid, length, lambda place: _counted(namespace, backend.read(offset, place)), Status.READ_ERROR
         )
 
 
@@ -83,10 +75,10 @@ def write(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     namespace.counters.write_bytes += length
     durable = bool(sqe.cdw12 & FUA)
     if not durable and namespace.backend.write_now(offset, data):
-        queue.respond(sqe.cid)
+        queue.answers.respond(sqe.cid)
         return
     kept = queue.keep(data)
-    queue.pend(
+    queue.pending.add(
         sqe.cid,
         _counted(namespace, namespace.backend.write(offset, kept, durable=durable)),
         Status.WRITE_FAULT,
@@ -103,10 +95,10 @@ def flush(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     for namespace in namespaces:
         namespace.counters.flush_ops += 1
     if not namespaces:
-        queue.respond(sqe.cid)
+        queue.answers.respond(sqe.cid)
         return
-    futures = [_counted(namespace, namespace.backend.flush()) for namespace in namespaces]
-    queue.pend(sqe.cid, _all(futures), Status.WRITE_FAULT)
+    flushes = [_counted(namespace, namespace.backend.flush()) for namespace in namespaces]
+    queue.pending.add(sqe.cid, together(flushes), Status.WRITE_FAULT)
 
 
 def write_zeroes(queue: Queue, sqe: Sqe, data: memoryview) -> None:
@@ -116,8 +108,8 @@ def write_zeroes(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     _writable(namespace)
     namespace.counters.write_zeroes_ops += 1
     may_unmap, durable = bool(sqe.cdw12 & DEALLOCATE), bool(sqe.cdw12 & FUA)
-    future = namespace.backend.write_zeroes(offset, length, may_unmap=may_unmap, durable=durable)
-    queue.pend(sqe.cid, _counted(namespace, future), Status.WRITE_FAULT)
+    zeroing = namespace.backend.write_zeroes(offset, length, may_unmap=may_unmap, durable=durable)
+    queue.pending.add(sqe.cid, _counted(namespace, zeroing), Status.WRITE_FAULT)
 
 
 def dataset_management(queue: Queue, sqe: Sqe, data: memoryview) -> None:
@@ -137,21 +129,10 @@ def dataset_management(queue: Queue, sqe: Sqe, data: memoryview) -> None:
         if length:
             ranges.append((offset, length))
     if not sqe.cdw11 & AD or not ranges:
-        queue.respond(sqe.cid)
+        queue.answers.respond(sqe.cid)
         return
-    futures = [_counted(namespace, namespace.backend.discard(*one)) for one in ranges]
-    queue.pend(sqe.cid, _all(futures), Status.WRITE_FAULT)
-
-
-def _all(futures: list[asyncio.Future[None]]) -> asyncio.Future[None]:
-    """One Future for several; cancelling it cancels them."""
-    if len(futures) == 1:
-        return futures[0]
-
-    async def together() -> None:
-        await asyncio.gather(*futures)
-
-    return asyncio.ensure_future(together())
+    discards = [_counted(namespace, namespace.backend.discard(*one)) for one in ranges]
+    queue.pending.add(sqe.cid, together(discards), Status.WRITE_FAULT)
 
 
 IO: Mapping[int, Handler] = {

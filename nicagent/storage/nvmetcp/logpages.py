@@ -5,38 +5,38 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 from struct import pack, pack_into
-from typing import TYPE_CHECKING
 
+from nicagent.storage.nvmetcp.controller import Controller
+from nicagent.storage.nvmetcp.limits import FIRMWARE, TRANSFER_MAX
 from nicagent.storage.nvmetcp.pdu import Sqe
 from nicagent.storage.nvmetcp.spec import DNR, AdminOp, IoOp, LogPage, NvmeError, Status
 
-if TYPE_CHECKING:
-    from nicagent.storage.nvmetcp.controller import Controller
-    from nicagent.storage.nvmetcp.queue import Queue
-
-LENGTH_MAX = 1 << 20  # bytes of one command, as MDTS says
+ANY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
 TRTYPE_TCP = 3
 ADRFAM = {4: 1, 6: 2}
 SUBTYPE_NVM = 2
 TREQ = 0x06  # secure channel not required; SQ flow control may be off
 ADMIN_QUEUE_SIZE = 32
 
-Page = Callable[["Controller", "Queue"], bytes]
+Page = Callable[[Controller, str], bytes]
 
 
-def read(controller: Controller, queue: Queue, sqe: Sqe) -> bytes:
-    """The part of a page that the command asks for, at most as long as the page."""
+def read(controller: Controller, address: str, sqe: Sqe) -> bytes:
+    """The part of a page that the command asks for, at most as long as the page.
+
+    `address` is ours as the host knows it.
+    """
     lid = sqe.cdw10 & 0xFF
     length = ((sqe.cdw11 & 0xFFFF) << 16 | sqe.cdw10 >> 16) * 4 + 4
     offset = sqe.cdw13 << 32 | sqe.cdw12
     page = (DISCOVERY_PAGES if controller.subsystem is None else IO_PAGES).get(lid)
     if page is None:
         raise NvmeError(Status.INVALID_LOG_PAGE | DNR)
-    if length > LENGTH_MAX or offset % 4:
+    if length > TRANSFER_MAX or offset % 4:
         raise NvmeError(Status.INVALID_FIELD | DNR)
     if sqe.sgl_length < length:
         raise NvmeError(Status.SGL_LENGTH | DNR)
-    content = page(controller, queue)
+    content = page(controller, address)
     if offset > len(content):
         raise NvmeError(Status.INVALID_FIELD | DNR)
     if not sqe.cdw10 >> 15 & 1:  # RAE
@@ -46,11 +46,11 @@ def read(controller: Controller, queue: Queue, sqe: Sqe) -> bytes:
     return content[offset : offset + length].ljust(length, b"\0")
 
 
-def _errors(controller: Controller, queue: Queue) -> bytes:
+def _errors(controller: Controller, address: str) -> bytes:
     return bytes(64)  # ELPE 0: one entry, and an error count of 0 says it is empty
 
 
-def _smart(controller: Controller, queue: Queue) -> bytes:
+def _smart(controller: Controller, address: str) -> bytes:
     """Counters of all namespaces; a remote disk has no temperature, so 0 ("not reported")."""
     page = bytearray(512)
     page[3] = 100  # available spare, %
@@ -68,18 +68,16 @@ def _smart(controller: Controller, queue: Queue) -> bytes:
     return bytes(page)
 
 
-def _firmware(controller: Controller, queue: Queue) -> bytes:
-    from nicagent.storage.nvmetcp.identify import FIRMWARE
-
+def _firmware(controller: Controller, address: str) -> bytes:
     return (b"\x01".ljust(8, b"\0") + FIRMWARE.encode("ascii").ljust(8)).ljust(512, b"\0")
 
 
-def _changed(controller: Controller, queue: Queue) -> bytes:
+def _changed(controller: Controller, address: str) -> bytes:
     changed = sorted(controller.changed)
     return pack(f"<{len(changed)}I", *changed).ljust(4096, b"\0")
 
 
-def _commands(controller: Controller, queue: Queue) -> bytes:
+def _commands(controller: Controller, address: str) -> bytes:
     """CSUPP for what we do, LBCC for what changes blocks (figure 202)."""
     page = bytearray(4096)
     for op in AdminOp:
@@ -92,17 +90,17 @@ def _commands(controller: Controller, queue: Queue) -> bytes:
     return bytes(page)
 
 
-def _discovery(controller: Controller, queue: Queue) -> bytes:
+def _discovery(controller: Controller, address: str) -> bytes:
     """One entry for each subsystem this very host may use, times each listener."""
-    target = controller.target
+    catalogue = controller.catalogue
     entries = [
-        _entry(subsystem.nqn, port, target.advertised(listener, queue), listener.port)
-        for subsystem in target.subsystems.values()
+        _entry(subsystem.nqn, port, address if listener.host in ANY_ADDRESS else listener.host, listener.port)
+        for subsystem in catalogue.subsystems.values()
         if subsystem.allows(controller.hostnqn)
-        for port, listener in enumerate(target.listeners(), 1)
+        for port, listener in enumerate(catalogue.listeners, 1)
         if not listener.discovery
     ]
-    return pack("<QQH", target.generation, len(entries), 0).ljust(1024, b"\0") + b"".join(entries)
+    return pack("<QQH", catalogue.generation, len(entries), 0).ljust(1024, b"\0") + b"".join(entries)
 
 
 def _entry(nqn: str, port: int, address: str, service: int) -> bytes:

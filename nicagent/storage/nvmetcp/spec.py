@@ -15,6 +15,15 @@ PAGE = 4096  # CAP.MPSMIN, and the size of every Identify structure
 
 DNR = 0x4000
 
+CC_ENABLE = 0x1  # bits of controller configuration and status (base 1.4, section 3.1)
+CC_SHUTDOWN = 0x3 << 14
+CSTS_READY = 0x1
+CSTS_FATAL = 0x2
+CSTS_SHUTDOWN_DONE = 0x2 << 2
+
+EVENT_NAMESPACES = 1 << 8  # bits of Asynchronous Event Configuration and of OAES
+EVENT_DISCOVERY = 1 << 31
+
 
 class AdminOp(IntEnum):
     """Admin commands (base 1.4, figure 139)."""

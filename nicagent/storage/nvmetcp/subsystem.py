@@ -1,4 +1,4 @@
-"""A subsystem and its namespaces: identity as configured, counters, and the disk behind each NSID."""
+"""What the target shows: subsystems and their namespaces with counters, and the disk behind each NSID."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from dataclasses import dataclass, field
 
 from nicagent.storage.nvmetcp import config
 from nicagent.storage.nvmetcp.backend import Backend
-from nicagent.storage.nvmetcp.backend_file import FileBackend
-from nicagent.storage.nvmetcp.backend_nbd import NbdBackend
-
-
-def make_backend(namespace: config.Namespace) -> Backend:
-    """The back end a namespace names, not yet open."""
-    match namespace.backend:
-        case config.FileBackend(path=path):
-            return FileBackend(path, readonly=namespace.readonly, block_size=namespace.block_size)
-        case config.NbdBackend(path=path, export=export, hold=hold):
-            return NbdBackend(
-                path, export, readonly=namespace.readonly, block_size=namespace.block_size, hold=hold
-            )
 
 
 @dataclass(slots=True)
@@ -42,6 +29,11 @@ class Counters:
             self.first_read_time = time.time()
         self.read_ops += 1
         self.read_bytes += length
+
+    def outcome(self, error: Exception | None) -> None:
+        """Counts how an operation ended."""
+        if error is not None:
+            self.errors += 1
 
 
 @dataclass(slots=True)
@@ -84,3 +76,16 @@ class Subsystem:
     def allows(self, hostnqn: str) -> bool:
         """Whether this host may connect."""
         return hostnqn in self.config.hosts
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """All that a host can find here."""
+
+    subsystems: dict[str, Subsystem] = field(default_factory=dict)  # by NQN
+    listeners: list[config.Listen] = field(default_factory=list)  # port 0 is shown as the port it became
+    generation: int = 0  # of the discovery log
+
+    def seen(self) -> list[object]:
+        """What the discovery log is made of, to be compared."""
+        return [*((one.nqn, one.config.hosts) for one in self.subsystems.values()), *self.listeners]
