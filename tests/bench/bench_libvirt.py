@@ -7,7 +7,7 @@ second, so that whatever else the machine does hits both. The medians are over a
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -15,17 +15,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from hypervisor_shim.driver import Identity
-from hypervisor_shim.memory import MemoryDriver
-from hypervisor_shim.server import Server
+from tests.e2e.harness import answers
 from tests.hypervisor_shim import libvirtd as peer
 
-SLICE = 0.4  # seconds of calls to one server before it is the other's turn
+SLICE = 1.0  # seconds of calls to one server before it is the other's turn
 SLICES = 5  # per run and server
 CLIENTS = (1, 8)
-_LIKE_TEST = Identity(hypervisor="TEST", schemes=frozenset({"test"}), paths=frozenset({"/default"}))
+_CONFIG = """
+[agent]
+state_dir = "{directory}/state"
+run_dir = "{directory}/run"
+[hosts.h0]
+memory_mib = 8192
+cpus = 2
+[hosts.h0.power]
+driver = "gpio"
+pins = "socket:{directory}/none"
+[hosts.h0.storage]
+transport = "virtio"
+slot = "{directory}/slot"
+"""
+_DOMAIN = """
+<domain type='kvm'><name>test</name><memory unit='GiB'>8</memory><vcpu>2</vcpu>
+<os><type>hvm</type></os></domain>
+"""
 _ME = "tests.bench.bench_libvirt"
 
 
@@ -47,13 +63,27 @@ def client(uri: str, seconds: float) -> None:
     conn.close()
 
 
-async def serve(path: Path) -> None:
-    """Our server, in a process of its own as libvirtd is, until standard input ends."""
-    server = Server(MemoryDriver(identity=_LIKE_TEST, uri="test:///default"))
-    await server.listen_unix(path)
-    print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await server.close()
+@contextlib.contextmanager
+def agent(directory: Path) -> Iterator[str]:
+    """A real agent with one host that is not there and one domain, `test`; its URI."""
+    config = directory / "nicagent.toml"
+    config.write_text(_CONFIG.format(directory=directory))
+    argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
+    uri = f"nic+unix:///system?socket={directory}/run/libvirt-sock"
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        for _ in range(1000):
+            if answers(directory / "run/libvirt-sock"):
+                break
+            assert process.poll() is None, (directory / "log").read_text()
+            time.sleep(0.02)
+        define = ["virsh", "-q", "-c", uri, "define", "/dev/stdin"]
+        subprocess.run(define, input=_DOMAIN, text=True, check=True, capture_output=True)
+        yield uri
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -90,20 +120,13 @@ def rows(runs: int) -> list[dict[str, object]]:
     with (
         tempfile.TemporaryDirectory(prefix="bn-") as ours,
         tempfile.TemporaryDirectory(prefix="bl-") as theirs,
+        agent(Path(ours)) as uri,
     ):
-        path = Path(ours) / "sock"
-        server = _start("serve", str(path))
-        assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n", "our server did not start"
-        try:
-            uris = {"ours": f"test+unix:///default?socket={path}"}
-            if peer.missing() is None:
-                with peer.libvirtd(Path(theirs)) as daemon:
-                    _measure(uris | {"peer": daemon.uri}, runs, rates)
-            else:
-                _measure(uris, runs, rates)
-        finally:
-            server.communicate()
+        if peer.missing() is None:
+            with peer.libvirtd(Path(theirs)) as daemon:
+                _measure({"ours": uri, "peer": daemon.uri}, runs, rates)
+        else:
+            _measure({"ours": uri}, runs, rates)
     return [_row(clients, rates) for clients in CLIENTS]
 
 
@@ -137,15 +160,12 @@ def _row(clients: int, rates: dict[tuple[str, int], list[float]]) -> dict[str, o
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {_ME}", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("serve").add_argument("path", type=Path)
     caller = commands.add_parser("client")
     caller.add_argument("uri")
     caller.add_argument("seconds", type=float)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    if arguments.command == "serve":
-        asyncio.run(serve(arguments.path))
-    elif arguments.command == "client":
+    if arguments.command == "client":
         client(arguments.uri, arguments.seconds)
     else:
         print(f"# {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
