@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Callable
 
 from nicagent.storage.nvmetcp import pdu
@@ -18,17 +19,19 @@ from nicagent.storage.nvmetcp.crc import crc32c
 from nicagent.storage.nvmetcp.limits import TRANSFER_MAX
 from nicagent.storage.nvmetcp.pdu import Flag, Sqe, Type
 from nicagent.storage.nvmetcp.terms import Terms
+from nicagent.storage.nvmetcp.wakeup import WakeUp
 
 TX_FLUSH = 256 << 10  # bytes laid before a write goes out in mid-wake-up, so that the host can start on it
 TX_SIZE = TX_FLUSH + TRANSFER_MAX + (64 << 10)
-JOIN_MAX = 64 << 10  # bytes of answers from between wake-ups that are worth copying into one write
+JOIN_MAX = 32 << 10  # bytes of an answer with memory of its own that is cheaper copied than written alone
+SPARE_FRAMES = 8  # larger ones kept for the next reads: fresh memory costs as much as filling it
 
 # From 3.12 on a transport keeps references to what it could not send at once; before, it copies.
 _TRANSPORT_KEEPS = sys.version_info >= (3, 12)
 
 
 class TransmitBuffer:
-    """Answers of the wake-up that runs."""
+    """Answers of the connection whose wake-up runs."""
 
     def __init__(self) -> None:
         self.replace()
@@ -43,17 +46,28 @@ class TransmitBuffer:
 class Answers:
     """Of one connection. `sqhd` is the head of its submission queue, reported unless flow control is off."""
 
-    __slots__ = ("_late", "_loop", "_terms", "_tx", "in_wake_up", "sq_flow_control", "sqhd", "transport")
+    __slots__ = (
+        "_late",
+        "_spare",
+        "_terms",
+        "_tx",
+        "_wake_up",
+        "in_wake_up",
+        "sq_flow_control",
+        "sqhd",
+        "transport",
+    )
 
-    def __init__(self, tx: TransmitBuffer, terms: Terms) -> None:
+    def __init__(self, tx: TransmitBuffer, wake_up: WakeUp, terms: Terms) -> None:
         self.transport: asyncio.Transport | None = None  # None: nobody is there to hear
         self.in_wake_up = False  # the shared buffer is ours now, and `flush` will follow
         self.sq_flow_control = True
         self.sqhd = 0
         self._tx = tx
         self._terms = terms
-        self._loop = asyncio.get_running_loop()
+        self._wake_up = wake_up
         self._late: list[bytearray] = []
+        self._spare: deque[bytearray] = deque(maxlen=SPARE_FRAMES)
 
     def respond(self, cid: int, status: int = 0, result: int = 0) -> None:
         """Completes a command (CapsuleResp)."""
@@ -83,7 +97,9 @@ class Answers:
 
     def frame(self, length: int) -> tuple[bytearray, memoryview]:
         """Memory for a read of `length` bytes that will end later, and the data's place in it."""
-        frame = bytearray(self._frame_size(length))
+        size = self._frame_size(length)
+        spare = self._spare.pop() if self._spare and size > JOIN_MAX else None
+        frame = spare if spare is not None and len(spare) == size else bytearray(size)
         start = self._terms.data_offset
         return frame, memoryview(frame)[start : start + length]
 
@@ -164,15 +180,18 @@ class Answers:
 
     def _send_late(self, frame: bytearray) -> None:
         if not self._late:
-            self._loop.call_soon(self._flush_late)
+            self._wake_up.at_end(self._flush_late)
         self._late.append(frame)
 
     def _flush_late(self) -> None:
         late, self._late = self._late, []
         if self.transport is None or not late:
             return
-        if len(late) > 1 and sum(map(len, late)) <= JOIN_MAX:
-            self.transport.write(b"".join(late))
-        else:
-            for frame in late:
+        small = [frame for frame in late if len(frame) <= JOIN_MAX]
+        if small:
+            self.transport.write(b"".join(small))
+        for frame in late:
+            if len(frame) > JOIN_MAX:
                 self.transport.write(memoryview(frame))
+                if not _TRANSPORT_KEEPS or not self.transport.get_write_buffer_size():
+                    self._spare.append(frame)

@@ -17,6 +17,7 @@ from nicagent.storage.nvmetcp import nbd
 from nicagent.storage.nvmetcp.backend import Backend, BackendError
 from nicagent.storage.nvmetcp.nbd import NOTHING, Command, Link, Request
 from nicagent.storage.nvmetcp.operation import Operation, ended, running
+from nicagent.storage.nvmetcp.wakeup import WakeUp
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,16 @@ class NbdBackend(Backend):
 
     discard_reads_zero = False  # TRIM is a hint
 
-    def __init__(self, path: str, export: str, *, readonly: bool, block_size: int, hold: float) -> None:
+    def __init__(
+        self, path: str, export: str, *, readonly: bool, block_size: int, hold: float, wake_up: WakeUp
+    ) -> None:
         self.path = path
         self.export = export
         self.size = 0
         self._readonly = readonly
         self._block_size = block_size
         self._hold = hold
+        self._wake_up = wake_up
         self._flags = 0
         self._requests: dict[int, Request] = {}  # by handle, in order of arrival
         self._next_handle = 1
@@ -133,7 +137,7 @@ class NbdBackend(Backend):
                 )
             self.size = self.size or size
             self._flags = flags
-            link = Link(self._requests, self._over)
+            link = Link(self._requests, self._over, self._wake_up)
             # The handshake leaves nothing in the reader: a server sends no byte before the first request.
             transport = cast(asyncio.Transport, writer.transport)
             transport.set_protocol(link)
@@ -219,7 +223,7 @@ class NbdBackend(Backend):
 
     def _send(self, handle: int, request: Request) -> None:
         if not self._outgoing:
-            self._loop.call_soon(self._push)
+            self._wake_up.at_end(self._push)
         self._outgoing.append(request.header(handle))
         if request.command is Command.WRITE:
             self._outgoing.append(request.data)

@@ -14,6 +14,7 @@ from typing import cast
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.storage.nvmetcp.operation import Operation
+from nicagent.storage.nvmetcp.wakeup import WakeUp
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +72,18 @@ class Request(Operation):
 class Link(asyncio.BufferedProtocol):
     """One connection in transmission phase."""
 
-    def __init__(self, requests: Mapping[int, Request], over: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, requests: Mapping[int, Request], over: Callable[[int, int], None], wake_up: WakeUp
+    ) -> None:
         """`requests` by handle; `over` is called with a handle and an errno, or 0, once its reply is here."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._requests = requests
         self._over = over
+        self._wake_up = wake_up
         self._transport: asyncio.Transport | None = None
         self._rx = bytearray(RX_SIZE)
         self._view = memoryview(self._rx)
+        self._header = self._view[: REPLY.size]
         self._have = 0
         self._handle = 0  # of the reply whose payload is coming
         self._rest: memoryview = NOTHING  # where its remaining bytes go
@@ -102,21 +107,32 @@ class Link(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._rest if len(self._rest) >= LAND_DIRECTLY else self._view[self._have :]
+        if len(self._rest) >= LAND_DIRECTLY:
+            return self._rest
+        if not self._have and not self._rest:
+            oldest = next(iter(self._requests.values()), None)
+            if oldest is not None and oldest.command is Command.READ and oldest.length >= LAND_DIRECTLY:
+                return self._header  # and no more, so that the payload lands where it is wanted
+        return self._view[self._have :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._wake_up.begin()
+        try:
+            self._received(nbytes)
+        except ConnectionError as error:
+            log.error("the NBD server breaks the protocol: %s", error)
+            self.end()
+        finally:
+            self._wake_up.end()
+
+    def _received(self, nbytes: int) -> None:
         if len(self._rest) >= LAND_DIRECTLY:
             self._rest = self._rest[nbytes:]
             if not self._rest:
                 self._over(self._handle, 0)
             return
         self._have += nbytes
-        try:
-            at = self._consume()
-        except ConnectionError as error:
-            log.error("the NBD server breaks the protocol: %s", error)
-            self.end()
-            return
+        at = self._consume()
         if at < self._have:
             self._view[: self._have - at] = self._view[at : self._have]
         self._have -= at

@@ -21,6 +21,7 @@ from nicagent.storage.nvmetcp.pending import Pending
 from nicagent.storage.nvmetcp.spec import DNR, AdminOp, NvmeError, Status
 from nicagent.storage.nvmetcp.terms import Terms
 from nicagent.storage.nvmetcp.transfers import Landing, Transfers
+from nicagent.storage.nvmetcp.wakeup import WakeUp
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Queue(asyncio.BufferedProtocol):
     def __init__(
         self,
         tx: TransmitBuffer,
+        wake_up: WakeUp,
         handlers: Mapping[int, Handler],
         *,
         admit: Callable[[Queue], bool],
@@ -54,11 +56,12 @@ class Queue(asyncio.BufferedProtocol):
         self.qid = 0
         self.peer = self.address = "?"
         self.terms = Terms()
-        self.answers = Answers(tx, self.terms)
+        self.answers = Answers(tx, wake_up, self.terms)
         self.pending = Pending(self.answers, self._balance)
         self._transfers = Transfers(self.terms, self.answers.lay)
         self._handlers = handlers
         self._entries = QUEUE_ENTRIES
+        self._wake_up = wake_up
         self._admit = admit
         self._forget = forget
         self._transport: asyncio.Transport | None = None
@@ -121,6 +124,7 @@ class Queue(asyncio.BufferedProtocol):
     def _pump(self) -> None:
         """Consumes every complete PDU at hand, then sends what came of it."""
         at, have = 0, self._have
+        self._wake_up.begin()
         self.answers.in_wake_up = True
         try:
             landing = self._transfers.landing
@@ -140,6 +144,7 @@ class Queue(asyncio.BufferedProtocol):
             self.close()
         self.answers.flush()
         self.answers.in_wake_up = False
+        self._wake_up.end()
         if self.phase is Phase.CLOSING:
             self._have = 0
             return

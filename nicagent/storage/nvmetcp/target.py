@@ -27,6 +27,7 @@ from nicagent.storage.nvmetcp.pdu import Phase
 from nicagent.storage.nvmetcp.queue import Queue
 from nicagent.storage.nvmetcp.spec import DISCOVERY_NQN, AdminOp
 from nicagent.storage.nvmetcp.subsystem import Catalogue, Namespace, Subsystem
+from nicagent.storage.nvmetcp.wakeup import WakeUp
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,19 @@ UNCONNECTED_MAX = 32  # connections of one peer address without a successful Con
 BACKLOG = 128
 
 
-def make_backend(namespace: cfg.Namespace) -> Backend:
+def make_backend(namespace: cfg.Namespace, wake_up: WakeUp) -> Backend:
     """The back end a namespace names, not yet open."""
     match namespace.backend:
         case cfg.FileBackend(path=path):
             return FileBackend(path, readonly=namespace.readonly, block_size=namespace.block_size)
         case cfg.NbdBackend(path=path, export=export, hold=hold):
             return NbdBackend(
-                path, export, readonly=namespace.readonly, block_size=namespace.block_size, hold=hold
+                path,
+                export,
+                readonly=namespace.readonly,
+                block_size=namespace.block_size,
+                hold=hold,
+                wake_up=wake_up,
             )
 
 
@@ -60,6 +66,7 @@ class Target(NvmeTarget):
 
     def __init__(self) -> None:
         self._tx = TransmitBuffer()
+        self._wake_up = WakeUp()
         self._catalogue = Catalogue()
         self._associations = Associations(self._catalogue)
         self._queues: set[Queue] = set()
@@ -132,7 +139,7 @@ class Target(NvmeTarget):
             for namespace in wanted.namespaces:
                 known = current.namespaces.get(namespace.nsid) if current else None
                 if known is None or known.config != namespace:
-                    known = Namespace(namespace, make_backend(namespace))
+                    known = Namespace(namespace, make_backend(namespace, self._wake_up))
                     await known.backend.open()
                     plan.opened.append(known)
                 namespaces[namespace.nsid] = known
@@ -237,6 +244,7 @@ class Target(NvmeTarget):
     def _queue(self, listen: cfg.Listen) -> Queue:
         return Queue(
             self._tx,
+            self._wake_up,
             {AdminOp.FABRICS: self._associations.connect},
             admit=self._admit,
             forget=self._queues.discard,
