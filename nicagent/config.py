@@ -203,7 +203,7 @@ def parse(text: str, origin: str = "config") -> Config:
     except msgspec.ValidationError as e:
         key, message = _name_the_entry(raw, str(e))
         raise NicagentError(
-            Kind.INVALID, f"{origin}: {key}: {_readable(message)}", _nearest(message, key)
+            Kind.INVALID, f"{origin}: {key}: {readable(message)}", _nearest(message, key)
         ) from None
     config = _expand(config)
     check(config, origin)
@@ -241,7 +241,8 @@ WORDS: Mapping[str, str] = {
 }
 
 
-def _readable(message: str) -> str:
+def readable(message: str) -> str:
+    """A decoding error of msgspec in words for whoever wrote the file."""
     for pattern, words in WORDS.items():
         if re.fullmatch(pattern, message):
             return re.sub(pattern, words, message)

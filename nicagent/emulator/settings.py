@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from nicagent.config import readable
 from nicagent.errors import Kind, NicagentError
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
@@ -146,7 +147,11 @@ def load_lab(path: Path) -> Lab:
             Kind.INVALID, f"{path} is not TOML: {error}", "mend the file at that place"
         ) from None
     except msgspec.ValidationError as error:
-        raise NicagentError(Kind.INVALID, f"{path}: {error}", "see docs/emulator.md for the keys") from None
+        message, _, where = str(error).partition(" - at ")
+        key = where.strip("`").removeprefix("$").removeprefix(".") or "the top level"
+        raise NicagentError(
+            Kind.INVALID, f"{path}: {key}: {readable(message)}", "docs/emulator.md lists every key"
+        ) from None
     check(lab, path)
     return lab
 

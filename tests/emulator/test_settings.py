@@ -40,7 +40,7 @@ def test_a_good_file_and_its_run_directory(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ('name = "metal-1"', 'nmae = "metal-1"', "nmae"),
-        ("boot = true", 'boot = "yes"', r"\$\.chassis\[0\]\.nics\[0\]\.boot"),
+        ("boot = true", 'boot = "yes"', r"chassis\[0\]\.nics\[0\]\.boot: Expected"),
         ("52:54:00:00:00:01", "52-54", r"nics\[0\]\.mac"),
         (
             'tap = "prov0", netns = "agent"',
