@@ -274,6 +274,9 @@ class MetalDriver(Driver):
         uri: str | None,
         impact: Impact,
     ) -> None:
+        if not self._status(uuid).domain.persistent:
+            # Its definition is that of its run; to keep a changed one would make it persistent unasked.
+            raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
         changed = domain_xml.set_metadata(_parsed(self._definition(uuid).xml), kind, text, key, uri)
         with _translated():
             await self._controller.define(to_domain(changed, self._pools), _cause(caller, "metadata"))
