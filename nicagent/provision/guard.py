@@ -1,6 +1,9 @@
 """What a host may reach on its provision link: DHCP, its boot files, its disks.
 
-Nothing else of the agent and nothing behind it. One nftables table a link, replaced in one transaction.
+Nothing else of the agent and nothing behind it. And nobody else reaches the agent's address of the link: Linux
+takes a packet for any of its addresses from any of its networks (the weak host model, RFC 1122 §3.3.4.2), so
+without a rule a neighbour on the management network would find the disks. One nftables table a link, replaced in
+one transaction.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ def rules(link: ProvisionLink, nvme_ports: Iterable[int] = ()) -> list[_Json]:
     table = {"family": "inet", "table": table_name(link.host)}
     agent = str(IPv4Interface(link.agent_address).ip)
     ports = sorted({HTTP_PORT, NVME_PORT, DISCOVERY_PORT, *nvme_ports})
-    from_link = _match({"meta": {"key": "iifname"}}, link.device)
+    arrival: _Json = {"meta": {"key": "iifname"}}
+    from_link = _match(arrival, link.device)
     to_link = _match({"meta": {"key": "oifname"}}, link.device)
     drop: list[_Json] = [{"counter": None}, {"drop": None}]
     accept: _Json = {"accept": None}
@@ -56,6 +60,8 @@ def rules(link: ProvisionLink, nvme_ports: Iterable[int] = ()) -> list[_Json]:
             [from_link, *tftp, accept],
             [from_link, *services, accept],
             [from_link, *drop],
+            # The agent talks to itself over lo, which nothing from outside can come in by.
+            [_match(arrival, {"set": [link.device, "lo"]}, "!="), _match(_ip("daddr"), agent), *drop],
         ],
         "forward": [[from_link, *drop], [to_link, *drop]],
     }

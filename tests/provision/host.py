@@ -1,6 +1,6 @@
 """What a host does on its provision link, run in its network namespace; each command prints one answer.
 
-`get PATH` · `knock PORT` (open, refused, silence) · `solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
+`get PATH` · `knock PORT [ADDRESS]` (open, refused, silence) · `solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def get(path: str) -> str:
         return "silence"
 
 
-def knock(port: str) -> str:
+def knock(port: str, address: str = AGENT) -> str:
     try:
-        socket.create_connection((AGENT, int(port)), timeout=1).close()
+        socket.create_connection((address, int(port)), timeout=1).close()
     except ConnectionRefusedError:
         return "refused"
     except TimeoutError:
@@ -53,4 +53,4 @@ def solicit(device: str) -> str:
 
 
 if __name__ == "__main__":
-    print({"get": get, "knock": knock, "solicit": solicit}[sys.argv[1]](sys.argv[2]))
+    print({"get": get, "knock": knock, "solicit": solicit}[sys.argv[1]](*sys.argv[2:]))

@@ -84,12 +84,16 @@ class Lab:
         command = ["ip", "netns", "exec", self.host_ns, *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False).stdout
 
+    def ask_from(self, namespace: str, *words: str) -> str:
+        command = ["ip", "netns", "exec", namespace, sys.executable, str(HERE / "host.py"), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
     def lease(self, *options: str) -> str:
         client = ["/usr/bin/busybox", "udhcpc", "-i", "nic", "-f", "-q", "-n", "-t", "4", "-T", "1"]
         return self.host(*client, "-s", str(HERE / "lease.sh"), *options).strip()
 
     def ask(self, *words: str) -> str:
-        return self.host(sys.executable, str(HERE / "host.py"), *words).strip()
+        return self.ask_from(self.host_ns, *words)
 
     def get(self, path: str) -> str:
         return self.ask("get", path)
@@ -148,6 +152,39 @@ def test_the_host_reaches_boot_files_and_disks_only(served: Lab) -> None:
         assert served.ask("knock", port) == "refused", "the way to a disk's port is shut"
     for port in ("22", "16509", "9999"):
         assert served.ask("knock", port) == "silence", "another port of the agent is open to the host"
+
+
+@pytest.fixture
+def management(served: Lab) -> Iterator[str]:
+    """A neighbour on another network of the agent, who routes to the provision link through the agent."""
+    name = f"prov-m{os.getpid() % 100000}"
+    ip("netns", "add", name)
+    try:
+        agent = ("-n", served.agent_ns)
+        ip(*agent, *"link add mgmt0 type veth peer name eth0 netns".split(), name)
+        ip(*agent, *"address add 10.9.0.1/24 dev mgmt0".split())
+        ip(*agent, *"link set mgmt0 up".split())
+        ip("-n", name, *"address add 10.9.0.2/24 dev eth0".split())
+        ip("-n", name, *"link set eth0 up".split())
+        ip("-n", name, *"route add 172.31.0.0/30 via 10.9.0.1".split())
+        yield name
+    finally:
+        ip("netns", "del", name)
+
+
+def test_nobody_reaches_disks_and_boot_files_from_another_network(served: Lab, management: str) -> None:
+    assert served.ask_from(management, "knock", "22", "10.9.0.1") == "refused", (
+        "the neighbour is not connected"
+    )
+    for port in ("4420", "8009", "8080"):
+        assert served.ask_from(management, "knock", port) == "silence", (
+            f"port {port} of the provision link answers another network of the agent"
+        )
+    assert served.ask_from(served.agent_ns, "knock", "8080") == "open", (
+        "the agent cannot reach its own address"
+    )
+    served.lease(*IPXE)
+    assert served.get("/boot/vmlinuz") == "a kernel", "the host itself is shut out"
 
 
 def test_dhcp_and_choice_outlive_a_killed_agent(served: Lab) -> None:
