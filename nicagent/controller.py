@@ -46,6 +46,14 @@ DeriveExports = Callable[[str, str, Sequence[Disk], Mapping[str, ExportIdentity]
 ROOM_SECONDS = 10.0  # between two looks whether a full disk has room again
 AUTOSTART_SECONDS = 60.0  # a host whose power cannot be read for so long after the boot is passed over
 
+TECHNICIANS: Mapping[PowerAction, Event] = {
+    PowerAction.ON: Event.SWITCH_ON,
+    PowerAction.OFF: Event.SWITCH_OFF,
+    PowerAction.SHUTDOWN: Event.SHUTDOWN,
+    PowerAction.RESET: Event.RESET,
+    PowerAction.PRESS: Event.PRESS,
+}
+
 STARTED = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
 STOPPED = frozenset({HostState.FREE, HostState.FAULT})
 
@@ -95,33 +103,34 @@ class Controller:
 
     async def autostart(self, boot_id: str) -> None:
         """Start what is marked autostart: once per boot of the board, never on an agent restart."""
-        if await self._last_boot(boot_id) in (None, boot_id):
-            return
-        wanted = [d for d in self._domains.values() if d.autostart and d.uuid not in self._active]
-        if not wanted:
-            return
-        # The agent has just started too: no host is placed on before its first power fact is in.
-        async with asyncio.TaskGroup() as group:
-            for walker in self._walkers.values():
-                group.create_task(walker.await_fact(AUTOSTART_SECONDS))
-        for domain in wanted:
-            if domain.uuid not in self._active:
-                try:
-                    await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
-                except NicagentError as e:
-                    log.error("autostart of %s: %s", domain.name, e)
+        last = await self._store.meta("boot-id")
+        if last not in (None, boot_id):
+            # The agent has just started too: a run that ended with the power is cleaned up first.
+            async with asyncio.TaskGroup() as group:
+                for walker in self._walkers.values():
+                    group.create_task(walker.at_rest(AUTOSTART_SECONDS))
+            for domain in [each for each in self._domains.values() if each.autostart]:
+                if domain.uuid not in self._active:
+                    try:
+                        await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
+                    except NicagentError as e:
+                        log.error("autostart of %s: %s", domain.name, e)
+        if last != boot_id:
+            await self._note_boot(boot_id)
 
-    async def _last_boot(self, boot_id: str) -> str | None:
-        """The boot that autostart last ran in; it waits until this one can be put in its place."""
+    async def _note_boot(self, boot_id: str) -> None:
+        """Remember that this boot's autostart is done; it waits until there is room for that."""
         told = False
         while True:
             try:
-                return await self._store.swap_meta("boot-id", boot_id)
+                await self._store.put_meta("boot-id", boot_id)
             except NicagentError as e:  # a full disk must not end an agent that watches over running hosts
                 if not told:
-                    log.error("autostart has to wait: %s", e)
+                    log.error("this boot cannot be noted: %s", e)
                 told = True
                 await asyncio.sleep(ROOM_SECONDS)
+            else:
+                return
 
     # ---- the change stream
 
@@ -301,6 +310,8 @@ class Controller:
             await self._store.drop_domain(uuid)
             del self._domains[uuid]
             await self._forget_derived()
+            if status.id is not None:
+                status = self.domain(uuid)  # it goes on, as a transient one
         self._last.pop(uuid, None)
         log.info("domain %s undefined (%s)", domain.name, cause)
         self._emit(event=DomainEvent.UNDEFINED, domain=status)
@@ -342,8 +353,8 @@ class Controller:
                 raise NicagentError(Kind.WRONG_STATE, "domain is already running")
             walker = self._place(domain)
             run = await self._plan(domain, walker.parts)
-            reached = await walker.ask(Event.START, cause, run=run, until=STARTED)
-        state = await reached
+            step = await walker.ask(Event.START, cause, run=run, until=STARTED)
+        state = await step.reached
         if state is HostState.RUNNING:
             return self.domain(domain.uuid)
         failure = walker.record.reason
@@ -417,11 +428,10 @@ class Controller:
                     f"{port.name} of {domain.name} wants {port.ipv4}, which is no address of {segment.cidr}",
                     f"take one of segment {port.segment}, or leave it to the agent",
                 )
-            candidates = [port.ipv4]
+            first = last = port.ipv4
         else:
-            first, last = (int(ipaddress.IPv4Address(end)) for end in segment.range)
-            candidates = [str(ipaddress.IPv4Address(value)) for value in range(first, last + 1)]
-        address = await self._store.lease(port.segment, domain.uuid, port.name, candidates)
+            first, last = segment.range
+        address = await self._store.lease(port.segment, domain.uuid, port.name, first, last)
         return PortBinding(port, nic.device, nic.mac, address, domain.name)
 
     def _occupied(self, uuid: str) -> Walker:
@@ -434,8 +444,8 @@ class Controller:
     async def destroy(self, uuid: str, cause: Cause) -> None:
         """Power off hard; returns once the host is free again and nothing of the domain is left on it."""
         walker = self._occupied(uuid)
-        reached = await walker.ask(Event.STOP, cause, until=STOPPED)
-        if await reached is HostState.FAULT:
+        step = await walker.ask(Event.STOP, cause, until=STOPPED)
+        if await step.reached is HostState.FAULT:
             raise NicagentError(
                 Kind.UNAVAILABLE,
                 f"host {walker.parts.name} could not be stopped: {walker.record.reason}",
@@ -444,63 +454,59 @@ class Controller:
 
     async def shutdown(self, uuid: str, cause: Cause) -> None:
         """Ask the OS to go down; returns once asked. A SHUTDOWN change tells when it has."""
-        await self._occupied(uuid).ask(Event.SHUTDOWN, cause)
+        step = await self._occupied(uuid).ask(Event.SHUTDOWN, cause)
+        await step.acted
 
     async def reboot(self, uuid: str, cause: Cause) -> None:
         """Ask the OS to go down and switch the host on again once it has; returns once asked."""
-        await self._occupied(uuid).ask(Event.REBOOT, cause)
+        step = await self._occupied(uuid).ask(Event.REBOOT, cause)
+        await step.acted
 
     async def reset(self, uuid: str, cause: Cause) -> None:
-        """Hard reset; returns once it is durable and under way."""
-        await self._occupied(uuid).ask(Event.RESET, cause)
+        """Hard reset; returns once the line was worked."""
+        step = await self._occupied(uuid).ask(Event.RESET, cause)
+        await step.acted
 
     # ---- power of hosts, for a technician
 
     async def power(self, host: str, action: PowerAction, cause: Cause) -> HostStatus:
         """Work the power of a host: through its domain where it has one, else directly."""
         walker = self._walker(host)
-        run = walker.record.run
-        if run is not None:
-            await self._power_of_domain(walker, action, cause)
-        elif action is PowerAction.PRESS:
-            await walker.ask(Event.PRESS, cause)
+        if walker.record.run is not None and action is PowerAction.OFF:
+            await (await walker.ask(Event.STOP, cause, until=STOPPED)).reached
+        elif walker.record.run is not None and action is PowerAction.ON:
+            if walker.record.state is not HostState.RUNNING:
+                raise self._not_now(walker)
         else:
-            await walker.parts.power.apply(action, cause)
-            wanted = {PowerAction.ON: Power.ON, PowerAction.OFF: Power.OFF}.get(action)
-            if wanted and not await walker.await_power(wanted, walker.parts.config.pgood_seconds):
-                raise NicagentError(
-                    Kind.UNAVAILABLE,
-                    f"host {host} was told to power {action.value} but its power reads {walker.power.value}",
-                    walker.trouble or WIRING[type(walker.parts.config.power)],
-                )
+            step = await walker.ask(TECHNICIANS[action], cause)
+            await step.acted
+            await self._see_effect(walker, action)
         return self.host(host)
 
-    async def _power_of_domain(self, walker: Walker, action: PowerAction, cause: Cause) -> None:
-        running = walker.record.state is HostState.RUNNING
-        match action:
-            case PowerAction.ON if running:
-                return
-            case PowerAction.OFF:
-                await (await walker.ask(Event.STOP, cause, until=STOPPED))
-            case PowerAction.SHUTDOWN:
-                await walker.ask(Event.SHUTDOWN, cause)
-            case PowerAction.RESET:
-                await walker.ask(Event.RESET, cause)
-            case PowerAction.PRESS:
-                await walker.ask(Event.PRESS, cause)
-            case _:
-                name, state = walker.parts.name, walker.record.state
-                raise NicagentError(
-                    Kind.WRONG_STATE,
-                    f"host {name} is in state {state.value} ({walker.record.reason})",
-                    f"nicagent power off {name} clears it" if state is HostState.FAULT else "ask again later",
-                )
+    def _not_now(self, walker: Walker) -> NicagentError:
+        name, state = walker.parts.name, walker.record.state
+        return NicagentError(
+            Kind.WRONG_STATE,
+            f"host {name} is in state {state.value} ({walker.record.reason})",
+            f"nicagent power off {name} clears it" if state is HostState.FAULT else "ask again later",
+        )
+
+    async def _see_effect(self, walker: Walker, action: PowerAction) -> None:
+        """A technician is told what the LED says, not what the line was told."""
+        wanted = {PowerAction.ON: Power.ON, PowerAction.OFF: Power.OFF}.get(action)
+        if wanted and not await walker.await_power(wanted, walker.parts.config.pgood_seconds):
+            raise NicagentError(
+                Kind.UNAVAILABLE,
+                f"host {walker.parts.name} was told to power {action.value} but its power reads"
+                f" {walker.power.value}",
+                walker.trouble or WIRING[type(walker.parts.config.power)],
+            )
 
     async def cycle(self, host: str, cause: Cause) -> HostStatus:
         """Off and on again; a domain keeps its disks and ports."""
         walker = self._walker(host)
         if walker.record.run is not None:
-            state = await (await walker.ask(Event.CYCLE, cause, until=STARTED))
+            state = await (await walker.ask(Event.CYCLE, cause, until=STARTED)).reached
             if state is not HostState.RUNNING:
                 raise NicagentError(
                     Kind.UNAVAILABLE, f"host {host} did not come back: {walker.record.reason}"

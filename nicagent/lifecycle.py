@@ -27,6 +27,8 @@ class Event(StrEnum):
     RESET = "reset"
     CYCLE = "cycle"  # off and on again, disks and ports stay
     PRESS = "press"
+    SWITCH_ON = "switch on"  # a technician, a host without a domain
+    SWITCH_OFF = "switch off"  # likewise
 
     POWER_ON_SEEN = "power-on-seen"
     POWER_OFF_SEEN = "power-off-seen"
@@ -39,7 +41,17 @@ class Event(StrEnum):
 
 
 INTENTS = frozenset(
-    {Event.START, Event.STOP, Event.SHUTDOWN, Event.REBOOT, Event.RESET, Event.CYCLE, Event.PRESS},
+    {
+        Event.START,
+        Event.STOP,
+        Event.SHUTDOWN,
+        Event.REBOOT,
+        Event.RESET,
+        Event.CYCLE,
+        Event.PRESS,
+        Event.SWITCH_ON,
+        Event.SWITCH_OFF,
+    }
 )
 
 
@@ -72,6 +84,7 @@ class Row:
     reason: str = ""  # for people; the cause and the failure are added
     tells: DomainEvent | None = None  # published on the move
     ending: DomainEvent | None = None  # published once the host is free again
+    recovers: bool = False  # disks, ports and boot choice are brought up again beside the actions
 
     @property
     def quiet(self) -> bool:
@@ -89,7 +102,11 @@ _S, _E, _D = HostState, Event, DomainEvent
 _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.FREE, _E.START): Row(_S.PREPARING, _UP, "start asked"),
     (_S.FREE, _E.PRESS): Row(_S.FREE, (Action.POWER_PRESS,), "button pressed"),
-    (_S.FREE, _E.FAILED): Row(_S.FREE, (), "button not pressed"),
+    (_S.FREE, _E.SWITCH_ON): Row(_S.FREE, (Action.POWER_ON,), "switched on without a domain"),
+    (_S.FREE, _E.SWITCH_OFF): Row(_S.FREE, (Action.POWER_OFF,), "switched off"),
+    (_S.FREE, _E.RESET): Row(_S.FREE, (Action.POWER_RESET,), "reset asked"),
+    (_S.FREE, _E.SHUTDOWN): Row(_S.FREE, (Action.POWER_SHUTDOWN,), "shutdown asked"),
+    (_S.FREE, _E.FAILED): Row(_S.FREE, (), "power request failed"),
     #
     (_S.PREPARING, _E.DONE): Row(_S.POWERING_ON, _ON, "disks and ports are up"),
     (_S.PREPARING, _E.FAILED): Row(_S.CLEANING, _DOWN, "start failed", ending=_D.FAILED),
@@ -101,7 +118,10 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.POWERING_ON, _E.DONE): Row(_S.RUNNING, (Action.CHECK_POWER,), "power-good", tells=_D.STARTED),
     (_S.POWERING_ON, _E.FAILED): Row(_S.STOPPING, _OFF, "power-on failed", ending=_D.FAILED),
     (_S.POWERING_ON, _E.DEADLINE): Row(_S.STOPPING, _OFF, "power-on took too long", ending=_D.FAILED),
-    (_S.POWERING_ON, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked while starting", ending=_D.DESTROYED),
+    # The press may not have taken effect yet: "already off" would be true now and wrong in a second.
+    (_S.POWERING_ON, _E.STOP): Row(
+        _S.STOPPING, (Action.SETTLE, *_OFF), "stop asked while starting", ending=_D.DESTROYED
+    ),
     (_S.POWERING_ON, _E.RESTARTED): Row(
         _S.POWERING_ON, (*_UP, Action.SETTLE, *_ON), "power-on goes on after an agent restart"
     ),
@@ -118,7 +138,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
         _S.CLEANING, _DOWN, "the OS switched the host off", tells=_D.SHUTDOWN, ending=_D.STOPPED
     ),
     (_S.RUNNING, _E.POWER_UNKNOWN_SEEN): Row(_S.UNKNOWN, (), "power state cannot be read"),
-    (_S.RUNNING, _E.RESTARTED): Row(_S.RUNNING, (*_UP, Action.CHECK_POWER)),
+    (_S.RUNNING, _E.RESTARTED): Row(_S.RUNNING, (Action.CHECK_POWER,), recovers=True),
     #
     (_S.REBOOTING, _E.POWER_OFF_SEEN): Row(
         _S.POWERING_ON, _ON, "the OS went down for a reboot", tells=_D.REBOOT
@@ -128,23 +148,24 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.REBOOTING, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
     (_S.REBOOTING, _E.FAILED): Row(_S.RUNNING, (), "reboot failed"),
     (_S.REBOOTING, _E.DEADLINE): Row(_S.RUNNING, (), "the OS has not gone down for a reboot"),
-    (_S.REBOOTING, _E.RESTARTED): Row(_S.REBOOTING, (*_UP, Action.CHECK_POWER)),
+    (_S.REBOOTING, _E.RESTARTED): Row(_S.REBOOTING, (Action.CHECK_POWER,), recovers=True),
     #
     (_S.UNKNOWN, _E.POWER_ON_SEEN): Row(_S.RUNNING, (), "power state is read again"),
     (_S.UNKNOWN, _E.POWER_OFF_SEEN): Row(
         _S.CLEANING, _DOWN, "power was lost", tells=_D.SHUTDOWN, ending=_D.STOPPED
     ),
     (_S.UNKNOWN, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
-    (_S.UNKNOWN, _E.DEADLINE): Row(
-        _S.FAULT, (), "power state could not be read for too long", ending=_D.CRASHED
-    ),
+    # No fault of the host: it may well run on behind a silent BMC. Said again every time.
+    (_S.UNKNOWN, _E.DEADLINE): Row(_S.UNKNOWN, (), "power state could not be read for long"),
     (_S.UNKNOWN, _E.FAILED): Row(_S.UNKNOWN, (), "power request failed"),
-    (_S.UNKNOWN, _E.RESTARTED): Row(_S.UNKNOWN, (*_UP, Action.CHECK_POWER)),
+    (_S.UNKNOWN, _E.RESTARTED): Row(_S.UNKNOWN, (Action.CHECK_POWER,), recovers=True),
     #
     (_S.STOPPING, _E.DONE): Row(_S.CLEANING, _DOWN, "power is off"),
     (_S.STOPPING, _E.FAILED): Row(_S.FAULT, (), "power-off failed"),
     (_S.STOPPING, _E.DEADLINE): Row(_S.FAULT, (), "power-off took too long"),
-    (_S.STOPPING, _E.RESTARTED): Row(_S.STOPPING, _OFF, "power-off goes on after an agent restart"),
+    (_S.STOPPING, _E.RESTARTED): Row(
+        _S.STOPPING, (Action.SETTLE, *_OFF), "power-off goes on after an agent restart"
+    ),
     #
     (_S.CLEANING, _E.DONE): Row(_S.FREE, (), "clean"),
     (_S.CLEANING, _E.FAILED): Row(_S.FAULT, (), "cleaning failed"),

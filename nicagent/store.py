@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
@@ -205,31 +206,40 @@ class Store:
 
     # ---- addresses
 
-    async def lease(self, segment: str, domain: str, port: str, candidates: Sequence[str]) -> str:
-        """The address of a port on a segment: the one it had, else the first free candidate.
+    async def lease(self, segment: str, domain: str, port: str, first: str, last: str) -> str:
+        """The address of a port on a segment: the one it had, else the first free one of the range.
 
-        Raises NO_SPACE when all are taken.
+        Raises EXISTS when the one that is asked for is another's, NO_SPACE when all of several are taken.
         """
+        low, high = int(IPv4Address(first)), int(IPv4Address(last))
 
         def work(db: sqlite3.Connection) -> str:
             held = db.execute(
                 "SELECT ipv4 FROM lease WHERE domain = ? AND port = ? AND segment = ?",
                 (domain, port, segment),
             ).fetchone()
-            if held is not None and held[0] in candidates:
+            if held is not None and low <= int(IPv4Address(held[0])) <= high:
                 return str(held[0])
-            taken = {row[0] for row in db.execute("SELECT ipv4 FROM lease WHERE segment = ?", (segment,))}
-            free = next((address for address in candidates if address not in taken), None)
+            rows = db.execute("SELECT ipv4, domain FROM lease WHERE segment = ?", (segment,))
+            taken = {int(IPv4Address(address)): holder for address, holder in rows}
+            free = next((value for value in range(low, high + 1) if value not in taken), None)
+            if free is None and low == high:
+                raise NicagentError(
+                    Kind.EXISTS,
+                    f"{first} on segment {segment} is the address of domain {taken[low]}",
+                    "take another, or leave it to the agent",
+                )
             if free is None:
                 raise NicagentError(
                     Kind.NO_SPACE,
                     f"segment {segment} has no free address for {port}",
                     "widen its range in the config, or undefine domains that are not needed",
                 )
+            address = str(IPv4Address(free))
             with db:
                 db.execute("DELETE FROM lease WHERE domain = ? AND port = ?", (domain, port))
-                db.execute("INSERT INTO lease VALUES (?, ?, ?, ?)", (segment, free, domain, port))
-            return free
+                db.execute("INSERT INTO lease VALUES (?, ?, ?, ?)", (segment, address, domain, port))
+            return address
 
         return await self._do(work)
 
@@ -249,17 +259,14 @@ class Store:
 
         return await self._do(work)
 
-    async def swap_meta(self, key: str, value: str) -> str | None:
-        """Set a small fact; returns what it was. Nothing is written where that is the same."""
+    async def meta(self, key: str) -> str | None:
+        """A small fact, if it is known."""
+        row = await self._do(lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
+        return None if row is None else str(row[0])
 
-        def work(db: sqlite3.Connection) -> str | None:
-            row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-            if row is None or row[0] != value:
-                with db:
-                    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-            return None if row is None else str(row[0])
-
-        return await self._do(work)
+    async def put_meta(self, key: str, value: str) -> None:
+        """Remember a small fact."""
+        await self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
 
 def _json(value: object) -> str:

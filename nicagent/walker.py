@@ -35,7 +35,10 @@ POWER_FACTS: Mapping[Power, Event] = {
     Power.OFF: Event.POWER_OFF_SEEN,
     Power.UNKNOWN: Event.POWER_UNKNOWN_SEEN,
 }
+RETRY_LAST_SECONDS = 30.0  # the longest wait between two attempts
 RETRY_SECONDS = 1.0  # until a fact that could not be made durable is tried again
+INTENTS_WAITING = 256  # more are refused; facts never are
+AT_REST = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
 AGENT = "nicagent"  # who asks, when a fact or a deadline moves the host
 
 
@@ -53,21 +56,29 @@ class Parts:
 
 
 @dataclass
-class _Step:
+class Step:
     """An event in the queue.
 
-    `taken` resolves once its move is durable, or fails when it is illegal. `reached` then resolves with the
-    first state of `until` that the host comes into. `of` is the move that our own DONE, FAILED and DEADLINE
+    `taken` resolves once its move is durable, or fails when it is illegal. `acted` resolves once the move's
+    actions have ended well, or fails with what went wrong. `reached` resolves with the first state of `until`
+    that the host comes into. `of` is the move that our own DONE, FAILED and DEADLINE
     belong to: they are stale, and dropped, once another move was made.
     """
 
     event: Event
     cause: Cause
     taken: asyncio.Future[None]
+    acted: asyncio.Future[None]
     reached: asyncio.Future[HostState]
     until: frozenset[HostState] = frozenset()
     run: Run | None = None
     of: int | None = None
+
+    def fail(self, error: NicagentError) -> None:
+        """Whoever still waits for any of it is told."""
+        for outcome in (self.taken, self.acted, self.reached):
+            if not outcome.done():
+                outcome.set_exception(error)
 
 
 class Walker:
@@ -81,12 +92,14 @@ class Walker:
         self._store = store
         self._publish = publish
         self._power_missing = ""  # why the power driver does not start
-        self._queue: asyncio.Queue[_Step] = asyncio.Queue(maxsize=256)
+        self._queue: asyncio.Queue[Step] = asyncio.Queue()
+        self._ended = False
         self._acting: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._power_seen = asyncio.Event()
         self._moves = 0
-        self._waiting: list[_Step] = []
+        self._waiting: list[Step] = []
 
     @property
     def trouble(self) -> str:
@@ -109,7 +122,25 @@ class Walker:
             finally:
                 self._set_deadline(None)
                 await self._stop_acting()
+                await self._stop_recovering()
                 await self.parts.power.close()
+                self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Nobody may wait for a walker that has ended; what was made durable goes on at the next start."""
+        self._ended = True
+        while not self._queue.empty():
+            self._waiting.append(self._queue.get_nowait())
+        for step in self._waiting:
+            step.fail(self._stopping())
+        self._waiting.clear()
+
+    def _stopping(self) -> NicagentError:
+        return NicagentError(
+            Kind.UNAVAILABLE,
+            f"the agent of host {self.parts.name} is stopping",
+            "what was asked is gone on with when it is back",
+        )
 
     async def _start_power(self) -> None:
         wait = 1.0
@@ -142,34 +173,46 @@ class Walker:
         run: Run | None = None,
         until: frozenset[HostState] = frozenset(),
         of: int | None = None,
-    ) -> _Step:
+    ) -> Step:
         loop = asyncio.get_running_loop()
-        step = _Step(event, cause, loop.create_future(), loop.create_future(), until, run, of)
-        for outcome in (step.taken, step.reached):
+        step = Step(
+            event, cause, loop.create_future(), loop.create_future(), loop.create_future(), until, run, of
+        )
+        for outcome in (step.taken, step.acted, step.reached):
             # Nobody need look at the outcome of a fact; an unobserved failure must not be logged as lost.
             outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
+        if self._ended:
+            step.fail(self._stopping())
+        else:
             self._queue.put_nowait(step)
-        except asyncio.QueueFull:
-            step.taken.set_exception(
-                NicagentError(
-                    Kind.WRONG_STATE, f"host {self.parts.name} has too much to do", "ask again later"
-                )
-            )
         return step
 
     # ---- what the controller asks
 
     async def ask(
         self, event: Event, cause: Cause, *, run: Run | None = None, until: frozenset[HostState] = frozenset()
-    ) -> asyncio.Future[HostState]:
+    ) -> Step:
         """Put an intent through the table; returns once it is durable. Raises WRONG_STATE when it is illegal.
 
-        The returned future resolves with the first state of `until` that the host then comes into.
+        Await the step's `acted` or `reached` for more.
         """
+        if self._queue.qsize() >= INTENTS_WAITING:
+            raise NicagentError(
+                Kind.WRONG_STATE, f"host {self.parts.name} has too much to do", "ask again later"
+            )
         step = self._put(event, cause, run=run, until=until)
         await step.taken
-        return step.reached
+        return step
+
+    async def at_rest(self, seconds: float) -> None:
+        """Wait until power was read, and what that means for a run is walked through; at most `seconds`."""
+        if not await self.await_fact(seconds):
+            return
+        if self.record.run is not None and self.power is Power.OFF:
+            step = self._put(Event.POWER_OFF_SEEN, Cause(AGENT, "power is off"), until=AT_REST)
+            with contextlib.suppress(TimeoutError, NicagentError):
+                async with asyncio.timeout(seconds):
+                    await step.reached
 
     async def await_power(self, wanted: Power, seconds: float) -> bool:
         """Wait until power reads `wanted`; False when the time is spent."""
@@ -194,7 +237,7 @@ class Walker:
 
     # ---- one step
 
-    async def _take(self, step: _Step) -> None:
+    async def _take(self, step: Step) -> None:
         if step.of is not None and step.of != self._moves:
             return
         try:
@@ -206,10 +249,9 @@ class Walker:
         except NicagentError as e:
             # Illegal, or it could not be made durable (a full disk): nothing is done, nothing has changed.
             log.warning("%s: %s not taken: %s", self.parts.name, step.event.value, e)
-            if not step.taken.done():
-                step.taken.set_exception(e)
+            step.fail(e)
             if step.event not in lifecycle.INTENTS and e.kind is not Kind.WRONG_STATE:
-                # A fact stays true while the disk is full: it is taken once there is room.
+                # What happened stays true while the disk is full: it is taken once there is room.
                 asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again, step)
             return
         if step.until:
@@ -218,15 +260,22 @@ class Walker:
                 self._arrived(self.record.state)
         if not step.taken.done():
             step.taken.set_result(None)
+        if not row.actions and not step.acted.done():
+            step.acted.set_result(None)
 
-    def _again(self, step: _Step) -> None:
-        self._put(step.event, step.cause, run=step.run, until=step.until, of=step.of)
+    def _again(self, step: Step) -> None:
+        event = step.event
+        if event in POWER_FACTS.values():
+            event = POWER_FACTS[self.power]  # the fact of now, not that of a second ago
+        self._put(event, step.cause, run=step.run, until=step.until, of=step.of)
 
-    async def _make_move(self, row: Row, step: _Step) -> None:
+    async def _make_move(self, row: Row, step: Step) -> None:
         record = self._after(row, step)
         await self._store.put_host(record)
         if row.actions or row.next is not self.record.state:
             await self._stop_acting()
+        if row.next is HostState.CLEANING:
+            await self._stop_recovering()
         self._moves += 1
         log.log(
             logging.WARNING if step.event in (Event.FAILED, Event.DEADLINE) else logging.INFO,
@@ -240,9 +289,11 @@ class Walker:
         self._tell(row, record)
         self._set_deadline(self._seconds(row, step.event))
         if row.actions:
-            self._acting = asyncio.create_task(self._act(row, step.cause, self._moves))
+            self._acting = asyncio.create_task(self._act(row, step, self._moves))
+        if row.recovers and self._recovering is None:
+            self._recovering = asyncio.create_task(self._recover(step.cause))
 
-    def _after(self, row: Row, step: _Step) -> HostRecord:
+    def _after(self, row: Row, step: Step) -> HostRecord:
         """The record after a move."""
         old = self.record
         run = step.run if step.run is not None else old.run
@@ -312,18 +363,53 @@ class Walker:
             await asyncio.wait([self._acting])
             self._acting = None
 
-    async def _act(self, row: Row, cause: Cause, of: int) -> None:
+    async def _stop_recovering(self) -> None:
+        if self._recovering is not None:
+            self._recovering.cancel()
+            await asyncio.wait([self._recovering])
+            self._recovering = None
+
+    async def _act(self, row: Row, step: Step, of: int) -> None:
+        name = self.parts.name
         try:
             for action in row.actions:
-                log.debug("%s: %s", self.parts.name, action.value)
-                await self._do(action, cause)
+                log.debug("%s: %s", name, action.value)
+                await self._do(action, step.cause)
         except NicagentError as e:
+            step.acted.set_exception(e)
             self._put(Event.FAILED, Cause(AGENT, str(e)), of=of)
+        except asyncio.CancelledError:
+            step.acted.set_exception(
+                NicagentError(
+                    Kind.WRONG_STATE, f"{step.event.value} of host {name} was overtaken by something else"
+                )
+            )
+            raise
         except Exception as e:
-            log.exception("%s: our own fault", self.parts.name)
+            log.exception("%s: our own fault", name)
+            step.acted.set_exception(NicagentError(Kind.INTERNAL, f"internal error: {e}"))
             self._put(Event.FAILED, Cause(AGENT, f"internal error: {e}"), of=of)
         else:
-            self._put(Event.DONE, cause, of=of)
+            step.acted.set_result(None)
+            self._put(Event.DONE, step.cause, of=of)
+
+    async def _recover(self, cause: Cause) -> None:
+        """After a restart: disks, ports and boot choice of a run that goes on, each until it is up again.
+
+        Not part of the state's actions: what a client then asks of the host must not cut it short.
+        """
+        left, wait = [Action.EXPORTS_UP, Action.PORTS_UP, Action.BOOT_SET], RETRY_SECONDS
+        while left:
+            for action in tuple(left):
+                try:
+                    await self._do(action, cause)
+                except NicagentError as e:
+                    log.error("%s: %s: %s; trying again in %g s", self.parts.name, action.value, e, wait)
+                else:
+                    left.remove(action)
+            if left:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, RETRY_LAST_SECONDS)
 
     async def _do(self, action: Action, cause: Cause) -> None:
         parts, run = self.parts, self.record.run

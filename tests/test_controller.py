@@ -149,9 +149,9 @@ async def test_addresses_are_unique_and_kept_from_run_to_run(rig: Rig) -> None:
 async def test_an_address_that_another_domain_has_is_not_given_twice(rig: Rig) -> None:
     await run(rig, domain("a"))
     await rig.controller.define(domain("b", ports=(Port("port0", "blue", ipv4="10.100.0.10"),)), TESTER)
-    with pytest.raises(NicagentError, match="no free address") as caught:
+    with pytest.raises(NicagentError, match="is the address of domain") as caught:
         await rig.controller.start(domain("b").uuid, TESTER)
-    assert kind_of(caught) is Kind.NO_SPACE
+    assert kind_of(caught) is Kind.EXISTS
 
 
 async def test_a_running_domain_keeps_its_address_when_it_is_undefined(rig: Rig) -> None:
@@ -347,6 +347,19 @@ async def test_autostart_happens_once_a_boot_of_the_board_and_not_on_an_agent_re
         await rig.controller.autostart("boot-3")
         assert rig.controller.domain(domain("auto").uuid).state is HostState.RUNNING
     assert world["metal-1"].acts.count("power on") == 1, "a host that runs is left alone"
+
+
+async def test_autostart_brings_back_what_a_power_loss_took(tmp_path: Path) -> None:
+    world = bodies()
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.controller.autostart("boot-1")
+        await run(rig, domain("auto", host="metal-1"))
+        await rig.controller.set_autostart(domain("auto").uuid, True, TESTER)
+    world["metal-1"].power = Power.OFF  # board and host lost their power together
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.controller.autostart("boot-2")
+        assert rig.controller.domain(domain("auto").uuid).state is HostState.RUNNING
+        assert world["metal-1"].power is Power.ON
 
 
 async def test_autostart_passes_over_a_host_without_a_power_state(

@@ -74,14 +74,14 @@ async def test_what_was_derived_goes_with_the_domains_that_are_gone(db: Path) ->
     try:
         for uuid in ("kept", "gone"):
             await store.put_identities(uuid, EXPORTS)
-            await store.lease("blue", uuid, "port0", ["10.0.0.1", "10.0.0.2"])
+            await store.lease("blue", uuid, "port0", "10.0.0.1", "10.0.0.2")
         await store.forget_derived(["kept"])
         assert await store.identities("kept")
         assert not await store.identities("gone")
-        assert await store.lease("blue", "kept", "port0", ["10.0.0.1", "10.0.0.2"]) == "10.0.0.1"
-        assert await store.lease("blue", "new", "port0", ["10.0.0.1", "10.0.0.2"]) == "10.0.0.2"
+        assert await store.lease("blue", "kept", "port0", "10.0.0.1", "10.0.0.2") == "10.0.0.1"
+        assert await store.lease("blue", "new", "port0", "10.0.0.1", "10.0.0.2") == "10.0.0.2"
         with pytest.raises(NicagentError, match="segment blue has no free address for port0"):
-            await store.lease("blue", "one too many", "port0", ["10.0.0.1", "10.0.0.2"])
+            await store.lease("blue", "one too many", "port0", "10.0.0.1", "10.0.0.2")
     finally:
         await store.close()
 
@@ -89,10 +89,14 @@ async def test_what_was_derived_goes_with_the_domains_that_are_gone(db: Path) ->
 async def test_a_lease_moves_with_the_range_of_its_segment(db: Path) -> None:
     store = await Store.open(db)
     try:
-        assert await store.lease("blue", "a", "port0", ["10.0.0.1"]) == "10.0.0.1"
-        assert await store.lease("blue", "a", "port0", ["10.9.0.1"]) == "10.9.0.1"
-        assert await store.lease("red", "a", "port0", ["10.9.0.1"]) == "10.9.0.1", "segments are apart"
-        assert await store.lease("blue", "b", "port0", ["10.0.0.1"]) == "10.0.0.1", "the old one is free"
+        assert await store.lease("blue", "a", "port0", "10.0.0.1", "10.0.0.1") == "10.0.0.1"
+        assert await store.lease("blue", "a", "port0", "10.9.0.1", "10.9.0.1") == "10.9.0.1"
+        assert await store.lease("red", "a", "port0", "10.9.0.1", "10.9.0.1") == "10.9.0.1", (
+            "segments are apart"
+        )
+        assert await store.lease("blue", "b", "port0", "10.0.0.1", "10.0.0.1") == "10.0.0.1", (
+            "the old one is free"
+        )
     finally:
         await store.close()
 

@@ -84,6 +84,7 @@ class IpmiPowerDriver(PowerDriver):
         self._told: Power | None = None
         self._fact = Power.UNKNOWN
         self._fact_at = float("-inf")
+        self._worked = False  # a command went out since that fact
         self._known = asyncio.Event()  # the first poll has ended, well or badly
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._link: WorkerLink | None = None
@@ -204,7 +205,8 @@ class IpmiPowerDriver(PowerDriver):
                 f"its BMC at {self._config.address} {self._breaker.why}",
                 f"it is asked again in {wait:.0f} s; {self._trouble.hint if self._trouble else ''}",
             )
-        if now - self._fact_at > RECENT or self._fact is Power.UNKNOWN:
+        if self._worked or now - self._fact_at > RECENT or self._fact is Power.UNKNOWN:
+            # What was read before our own last command says nothing about what came of it.
             await self._exchange("status")
         if (action, self._fact) in _ALREADY_SO:
             return
@@ -217,6 +219,7 @@ class IpmiPowerDriver(PowerDriver):
             )
         self._quick_polls = QUICK_POLLS
         self._poll_at = self._now() + min(QUICK_SECONDS, self._config.poll_seconds)
+        self._worked = True
         await self._exchange(op, order.cause)
 
     async def _exchange(self, op: Op, cause: Cause | None = None) -> None:
@@ -289,6 +292,7 @@ class IpmiPowerDriver(PowerDriver):
         return self._trouble
 
     def _learn(self, fact: Power) -> None:
+        self._worked = False
         self._fact, self._fact_at = fact, self._now()
         self._known.set()
         self._tell()
