@@ -58,7 +58,7 @@ class Fabric:
         self._overlay = overlay
         self._folder = folder
         self._netlink = Netlink()
-        self._guards = Guards()
+        self._guards = Guards(overlay)
         self._settled: dict[str, Wanted] = {}  # ports that this object has opened, and as what
 
     async def open(self) -> None:

@@ -1,5 +1,7 @@
 """The guard at every port: who a host may say it is, and what it may reach. One nftables table of our own.
 
+(Who may speak to the agent's end of the tunnels is another table's matter, `underlay`'s.)
+
 `table bridge nicagent` is a constant set of rules over four sets; opening or closing a port changes only the
 sets' elements, in one transaction, so the counters of other ports' drops survive. What the rules say:
 
@@ -28,7 +30,9 @@ from typing import Any
 
 import nftables
 
+from nicagent.config import Overlay
 from nicagent.errors import Kind, NicagentError
+from nicagent.network import underlay
 from nicagent.network.contract import RESPONDER
 
 TABLE = "nicagent"
@@ -211,16 +215,19 @@ def _change(verb: str, name: str, items: set[tuple[str, ...]]) -> list[_Json]:
 class Guards:
     """The table in the kernel's hands. Calls must not overlap: the owner holds a lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
         self._nft: Any = None
 
     async def apply(self, guards: Iterable[Guard], tunnels: Iterable[str]) -> None:
         """Make these the guards, in one transaction, and none at all if nothing changes.
 
-        Without guards and tunnels the table goes away.
+        Without guards and tunnels the tables go away.
         """
         wanted = elements(guards, tunnels)
-        commands = _commands(await self._table(), wanted)
+        commands = _commands(await self._table("bridge", TABLE), wanted)
+        have = await self._table("inet", underlay.TABLE)
+        commands += underlay.commands(have, self._overlay, wanted=bool(wanted["tunnels"]))
         if commands:
             await self._run(commands, "change the guards of the ports")
 
@@ -228,17 +235,17 @@ class Guards:
         """Frames dropped since the table is there, by counter; empty when it is not there."""
         return {
             item["counter"]["name"]: int(item["counter"]["packets"])
-            for item in await self._table()
+            for item in await self._table("bridge", TABLE)
             if "counter" in item
         }
 
-    async def _table(self) -> list[_Json]:
-        """What the kernel has of the table, as libnftables lists it; empty when it is not there."""
-        tables = await self._run([{"list": {"tables": {"family": "bridge"}}}], "read the guards of the ports")
-        if not any(item.get("table", {}).get("name") == TABLE for item in tables):
+    async def _table(self, family: str, name: str) -> list[_Json]:
+        """What the kernel has of a table, as libnftables lists it; empty when it is not there."""
+        tables = await self._run([{"list": {"tables": {"family": family}}}], "read the guards of the ports")
+        if not any(item.get("table", {}).get("name") == name for item in tables):
             return []
         return await self._run(
-            [{"list": {"table": {"family": "bridge", "name": TABLE}}}], "read the guards of the ports"
+            [{"list": {"table": {"family": family, "name": name}}}], "read the guards of the ports"
         )
 
     async def _run(self, commands: list[_Json], doing: str) -> list[_Json]:

@@ -1,9 +1,9 @@
 """What a host may reach on its provision link: DHCP, its boot files, its disks.
 
-Nothing else of the agent and nothing behind it. And nobody else reaches the agent's address of the link: Linux
-takes a packet for any of its addresses from any of its networks (the weak host model, RFC 1122 §3.3.4.2), so
-without a rule a neighbour on the management network would find the disks. One nftables table a link, replaced in
-one transaction.
+Nothing else of the agent and nothing behind it. And nobody else reaches the agent's address of the link:
+Linux takes a packet for any of its addresses from any of its networks (the weak host model, RFC 1122
+§3.3.4.2), so without a rule a neighbour on the management network would find the disks. One nftables table a
+link, replaced in one transaction.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,6 +161,9 @@ def test_a_port_is_never_open_without_its_guard(lab: Lab) -> None:
     finally:
         ended.set()
         thread.join()
+    # A cable whose other end just came up drops what is sent until the kernel has noticed.
+    while "LOWER_UP" not in host.netns.run("ip", "-br", "link", "show", "eth0", "up"):
+        time.sleep(0.01)
     sender.send(udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
     assert not receiver.hears_before(MARK, HONEST), (
         "a forged frame slipped through while a port opened or closed"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -133,8 +135,33 @@ def test_a_frame_from_afar_with_a_hosts_mac_does_not_draw_its_traffic_away(lab: 
         agent.present(third.name, third.binding())
         tunnel, receiver = peer.netns.call(lambda: netlab.Wire("na-vx100")), one.wire()
         tunnel.send(udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
-        assert third.wire().send(udp(OTHER, third.ipv4, one.ipv4, (9, 9), to=ONE)) is None
+        third.wire().send(udp(OTHER, third.ipv4, one.ipv4, (9, 9), to=ONE))
         assert receiver.hears(MARK), "a forged frame moved the host's MAC to the tunnel"
+
+
+def vxlan(vni: int, frame: bytes) -> bytes:
+    """A frame as a VTEP wraps it (RFC 7348 §5)."""
+    return struct.pack("!II", 0x08000000, vni << 8) + frame
+
+
+def test_only_peers_are_on_the_overlay(lab: Lab) -> None:
+    """Whoever else reaches the agent's UDP port is on no segment, at whichever of the agent's addresses."""
+    agent, peer = lab.agents[0], lab.agents[1]
+    agent.netns.run("ip", "addr", "add", "198.51.100.1/24", "dev", "under")
+    for address in ("192.0.2.66/24", "198.51.100.66/24"):
+        peer.netns.run("ip", "addr", "add", address, "dev", "under")
+
+    def send(source: str, to: str, mark: bytes) -> None:
+        inner = udp(TWO, "10.100.0.12", "10.100.0.255", (9, 9), mark)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            sender.sendto(vxlan(100, inner), (to, 4789))
+
+    receiver = lab.hosts[0].wire()
+    for source, to in (("192.0.2.66", "192.0.2.1"), ("198.51.100.66", "198.51.100.1")):
+        peer.netns.call(lambda source=source, to=to: send(source, to, MARK))  # type: ignore[misc]
+    peer.netns.call(lambda: send("192.0.2.2", "192.0.2.1", HONEST))
+    assert not receiver.hears_before(MARK, HONEST), "a stranger on the underlay reached a host"
 
 
 def test_the_agent_does_not_hear_the_overlay(lab: Lab) -> None:
@@ -223,6 +250,8 @@ def test_peers_follow_the_configuration(lab: Lab) -> None:
     agent.present(one.name, one.binding())
     assert flood_list() == {"192.0.2.2"}
     assert not one.ping(two.ipv4, 1), "another UDP port is another overlay"
+    table = agent.netns.run("nft", "list", "table", "inet", "nicagent_overlay")
+    assert "udp dport 4790 ip saddr != 192.0.2.2" in table, table
 
 
 # ── errors ──

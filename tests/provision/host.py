@@ -1,6 +1,7 @@
 """What a host does on its provision link, run in its network namespace; each command prints one answer.
 
-`get PATH` · `knock PORT [ADDRESS]` (open, refused, silence) · `solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
+`get PATH` · `knock PORT [ADDRESS]` (open, refused, silence) ·
+`solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 AGENT = "172.31.0.1"
 
@@ -53,4 +55,5 @@ def solicit(device: str) -> str:
 
 
 if __name__ == "__main__":
-    print({"get": get, "knock": knock, "solicit": solicit}[sys.argv[1]](*sys.argv[2:]))
+    commands: dict[str, Callable[..., str]] = {"get": get, "knock": knock, "solicit": solicit}
+    print(commands[sys.argv[1]](*sys.argv[2:]))

@@ -161,12 +161,12 @@ def management(served: Lab) -> Iterator[str]:
     ip("netns", "add", name)
     try:
         agent = ("-n", served.agent_ns)
-        ip(*agent, *"link add mgmt0 type veth peer name eth0 netns".split(), name)
-        ip(*agent, *"address add 10.9.0.1/24 dev mgmt0".split())
-        ip(*agent, *"link set mgmt0 up".split())
-        ip("-n", name, *"address add 10.9.0.2/24 dev eth0".split())
-        ip("-n", name, *"link set eth0 up".split())
-        ip("-n", name, *"route add 172.31.0.0/30 via 10.9.0.1".split())
+        ip(*agent, *["link", "add", "mgmt0", "type", "veth", "peer", "name", "eth0", "netns"], name)
+        ip(*agent, *["address", "add", "10.9.0.1/24", "dev", "mgmt0"])
+        ip(*agent, *["link", "set", "mgmt0", "up"])
+        ip("-n", name, *["address", "add", "10.9.0.2/24", "dev", "eth0"])
+        ip("-n", name, *["link", "set", "eth0", "up"])
+        ip("-n", name, *["route", "add", "172.31.0.0/30", "via", "10.9.0.1"])
         yield name
     finally:
         ip("netns", "del", name)
