@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,8 @@ log = logging.getLogger("nicagent.agent")
 async def serve(config: Config) -> None:
     """Run an agent until SIGTERM or SIGINT."""
     run_dir, state_dir = Path(config.agent.run_dir), Path(config.agent.state_dir)
-    for directory in (run_dir, state_dir):
-        make_private(directory)
+    make_private(state_dir, 0o700)
+    make_private(run_dir, 0o711)  # libvirt's sockets inside have rights of their own
     with _alone_in(run_dir):
         store = await Store.open(state_dir / "nicagent.db")
         try:
@@ -104,7 +105,7 @@ async def _serve(config: Config, store: Store, run_dir: Path, state_dir: Path) -
     await controller.load()
 
     control = ControlFace(controller, consoles)
-    libvirt = LibvirtFace(config, controller, consoles)
+    libvirt = LibvirtFace(config, controller, consoles, await _host_uuid(store))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -202,16 +203,27 @@ def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:
     }
 
 
-def make_private(directory: Path) -> None:
-    """A directory for the agent alone (0711: libvirt's socket inside has rights of its own)."""
+def make_private(directory: Path, mode: int) -> None:
+    """A directory of the agent's own, with this mode also when it was there before."""
     try:
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        if directory.stat().st_uid == os.geteuid():
+            directory.chmod(mode)
     except OSError as e:
         raise NicagentError(
             Kind.UNAVAILABLE,
             f"cannot make the directory {directory}: {e.strerror}",
             "set agent.run_dir and agent.state_dir to places that this user may write",
         ) from None
+
+
+async def _host_uuid(store: Store) -> str:
+    """What clouds know this agent by: drawn once, so that no two agents share it, whatever their names."""
+    known = await store.meta("host-uuid")
+    if known is None:
+        known = str(uuid.uuid4())
+        await store.put_meta("host-uuid", known)
+    return known
 
 
 def _boot_id() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -98,7 +99,7 @@ def _bootstrap(tree: Path) -> None:
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         f"--include={packages}",
-        f'--customize-hook=env ROOT_UUID={ROOT_UUID} ESP_UUID={ESP_UUID} {HERE / "customize.sh"} "$1"',
+        f'--customize-hook=env ROOT_UUID={ROOT_UUID} ESP_UUID={ESP_UUID} {shlex.quote(str(HERE / "customize.sh"))} "$1"',
         RELEASE,
         tree,
         *sources(),

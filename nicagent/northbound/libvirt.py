@@ -82,7 +82,9 @@ def _parsed(xml: str) -> DomainDef:
 class MetalDriver(Driver):
     """What libvirt clients see of this agent."""
 
-    def __init__(self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole]) -> None:
+    def __init__(
+        self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole], host_uuid: str
+    ) -> None:
         self._config = config
         self._controller = controller
         self._consoles = consoles
@@ -91,7 +93,7 @@ class MetalDriver(Driver):
         self._by_name: dict[str, bytes] = {}
         self._sinks: list[EventSink] = []
         self._sessions: dict[bytes, list[ConsoleSession]] = {}
-        self._capabilities = machine_xml.capabilities(config)
+        self._capabilities = machine_xml.capabilities(config, host_uuid)
         self._node = machine_xml.node_info(config)
         for status in controller.domains():
             self._remember(status)
@@ -230,14 +232,14 @@ class MetalDriver(Driver):
         await self._act(uuid, self._controller.undefine, _cause(caller, "undefine"))
 
     async def create(self, caller: Caller, uuid: bytes, flags: CreateFlags) -> DomainInfo:
-        _refuse_paused(flags)
+        _only_plain(flags)
         self._definition(uuid)
         with _translated():
             await self._controller.start(_text(uuid), _cause(caller, "start"))
         return self._infos[uuid]
 
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
-        _refuse_paused(flags)
+        _only_plain(flags)
         with _translated():
             domain = self._domain(definition)
             await self._controller.create(domain, _cause(caller, "create"))
@@ -312,9 +314,12 @@ def _text(raw: bytes) -> str:
     return str(uuid.UUID(bytes=raw))
 
 
-def _refuse_paused(flags: CreateFlags) -> None:
+def _only_plain(flags: CreateFlags) -> None:
+    """What metal cannot do is refused, not silently left out."""
     if flags & CreateFlags.PAUSED:
         raise error(Code.ARGUMENT_UNSUPPORTED, "a physical server cannot start paused")
+    if flags & CreateFlags.AUTODESTROY:
+        raise error(Code.ARGUMENT_UNSUPPORTED, "a physical server does not stop with its client's connection")
 
 
 def _only_acpi(flags: ShutdownFlags, what: str) -> None:
@@ -326,9 +331,11 @@ def _only_acpi(flags: ShutdownFlags, what: str) -> None:
 class LibvirtFace:
     """The listeners of the libvirt face, as the config asks for them."""
 
-    def __init__(self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole]) -> None:
+    def __init__(
+        self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole], host_uuid: str
+    ) -> None:
         self._config = config.libvirt
-        self._driver = MetalDriver(config, controller, consoles)
+        self._driver = MetalDriver(config, controller, consoles, host_uuid)
         self._server = Server(self._driver)
 
     async def start(self) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from xml.sax.saxutils import escape
 
 from hypervisor_shim.driver import NodeInfo
 from nicagent.config import Config
-
-# A name space of our own, so that the same agent always shows the same host UUID.
-_NAMESPACE = uuid.UUID("8f1f5a4e-6a53-5d0b-8f0e-0d4d2f6a1c55")
 
 
 def node_info(config: Config) -> NodeInfo:
@@ -27,15 +23,14 @@ def node_info(config: Config) -> NodeInfo:
     )
 
 
-def capabilities(config: Config) -> str:
-    """`<capabilities>`: one guest type, hvm, of the hosts' architecture."""
+def capabilities(config: Config, host_uuid: str) -> str:
+    """`<capabilities>`: one guest type, hvm, of the hosts' architecture. Clouds key agents by `host_uuid`."""
     info = node_info(config)
     arch = escape(next(iter(config.hosts.values())).arch)
-    ident = uuid.uuid5(_NAMESPACE, config.agent.name)
     return f"""<capabilities>
 
   <host>
-    <uuid>{ident}</uuid>
+    <uuid>{host_uuid}</uuid>
     <cpu>
       <arch>{arch}</arch>
       <model>{escape(info.model)}</model>

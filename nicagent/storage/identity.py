@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, Export, ExportIdentity, Initiator
@@ -52,6 +53,9 @@ def exports(
             nsid = _free_nsid(disk.target, taken)
             identity = _identity(domain, host, disk, nsid)
             taken.add(nsid)
+        elif disk.serial is not None:
+            # Names are kept for ever; a serial is the client's own word, and it may change its mind.
+            identity = replace(identity, serial=_serial(disk, uuid.UUID(identity.uuid)))
         result.append(Export(disk, identity))
     return tuple(result)
 
