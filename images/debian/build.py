@@ -90,6 +90,7 @@ def _mode() -> str:
 def _bootstrap(tree: Path) -> None:
     packages = ",".join(wanted((HERE / "packages.txt").read_text()))
     mode = _mode()
+    hook = shlex.quote(str(HERE / "customize.sh"))
     command: list[str | Path] = [
         "mmdebstrap",
         f"--mode={mode}",
@@ -99,7 +100,7 @@ def _bootstrap(tree: Path) -> None:
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         f"--include={packages}",
-        f'--customize-hook=env ROOT_UUID={ROOT_UUID} ESP_UUID={ESP_UUID} {shlex.quote(str(HERE / "customize.sh"))} "$1"',
+        f'--customize-hook=env ROOT_UUID={ROOT_UUID} ESP_UUID={ESP_UUID} {hook} "$1"',
         RELEASE,
         tree,
         *sources(),
