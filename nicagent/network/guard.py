@@ -21,7 +21,6 @@ machine's policy asks for it, would drop that.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -34,6 +33,7 @@ from nicagent.config import Overlay
 from nicagent.errors import Kind, NicagentError
 from nicagent.network import underlay
 from nicagent.network.contract import RESPONDER
+from nicagent.threads import in_thread
 
 TABLE = "nicagent"
 COUNTERS = ("drop-mac", "drop-arp", "drop-dhcp", "drop-ipv4", "drop-ipv6", "drop-other", "drop-tunnel")
@@ -249,7 +249,7 @@ class Guards:
         )
 
     async def _run(self, commands: list[_Json], doing: str) -> list[_Json]:
-        return await asyncio.to_thread(self._run_now, commands, doing)
+        return await in_thread(self._run_now, commands, doing)
 
     def _run_now(self, commands: list[_Json], doing: str) -> list[_Json]:
         if self._nft is None:

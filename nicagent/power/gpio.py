@@ -25,6 +25,7 @@ from nicagent.power.contract import PowerDriver, PowerWatcher
 from nicagent.power.led import Led
 from nicagent.power.panel import Button, Panel, claim
 from nicagent.power.pins import FactoryMaker, make_factory
+from nicagent.threads import to_the_end
 
 CALLS_SECONDS = 6.0  # of a deadline: for the handful of line calls, each bounded by the pin factory
 LOOK_AGAIN_SECONDS = 1.0  # between attempts to reach lines that went away
@@ -82,7 +83,7 @@ class GpioPowerDriver(PowerDriver):
 
         claiming = self._thread.submit(claim, self._host, self._config, self._maker, lost, heard)
         try:
-            await _to_the_end(claiming)
+            await to_the_end(claiming)
             self._panel = claiming.result()
             await self._let_go_of_held_buttons("a holder before us ended in mid-press")
             await self._look()
@@ -180,7 +181,7 @@ class GpioPowerDriver(PowerDriver):
             announce(self._host, button.name, button.level(False), cause, "released")
             release = thread.submit(button.put, False)
             try:
-                await _to_the_end(release)
+                await to_the_end(release)
             finally:
                 self._released_at = self._now()
                 if release.exception() is not None:
@@ -323,7 +324,7 @@ class GpioPowerDriver(PowerDriver):
         thread, self._thread = self._thread, None
         if thread is not None:
             if panel is not None:
-                await _to_the_end(thread.submit(panel.close))
+                await to_the_end(thread.submit(panel.close))
             thread.shutdown(wait=False)
 
     async def _call(self, work: Callable[[], T]) -> T:
@@ -365,21 +366,3 @@ _ALREADY_SO = frozenset(
         (PowerAction.SHUTDOWN, Power.OFF),
     }
 )
-
-
-async def _to_the_end(work: concurrent.futures.Future[T]) -> None:
-    """Await blocking work through any cancellation, then let the cancellation through.
-
-    Its result or error stays in `work`. The thread's calls are bounded by the pin factory, so this is too.
-    """
-    waiting = asyncio.wrap_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not waiting.done():
-        try:
-            await asyncio.wait([waiting])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if not waiting.cancelled():
-        waiting.exception()  # looked at, so that nobody complains it was not
-    if cancelled is not None:
-        raise cancelled

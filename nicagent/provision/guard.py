@@ -8,7 +8,6 @@ link, replaced in one transaction.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ import nftables
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.provision.contract import DISCOVERY_PORT, HTTP_PORT, NVME_PORT, ProvisionLink
+from nicagent.threads import in_thread
 
 _Json = dict[str, Any]
 _PREFIX = "nicagent_provision_"
@@ -81,7 +81,7 @@ def removal(host: str) -> list[_Json]:
 
 async def apply(commands: list[_Json], host: str) -> None:
     """Hand a transaction to the kernel. Raises UNAVAILABLE with the kernel's word."""
-    await asyncio.to_thread(_apply_now, commands, host)
+    await in_thread(_apply_now, commands, host)
 
 
 def _apply_now(commands: list[_Json], host: str) -> None:

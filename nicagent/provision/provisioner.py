@@ -5,7 +5,6 @@ DHCP and the guard outlive the agent; the boot server dies with it, and hosts th
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import re
@@ -25,6 +24,7 @@ from nicagent.provision.bootserver import BootServer
 from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.dhcp import CHAINLOADER, DhcpServer
 from nicagent.provision.routeradvert import RouterAdvertiser
+from nicagent.threads import in_thread
 
 ARTEFACTS = ("vmlinuz", "stage1.img")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -148,7 +148,7 @@ class Provisioner:
     async def _forget(self, host: str) -> None:
         await DhcpServer(self._run_dir / host).stop()
         await guard.apply(guard.removal(host), host)
-        await asyncio.to_thread(shutil.rmtree, self._run_dir / host, ignore_errors=True)
+        await in_thread(shutil.rmtree, self._run_dir / host, ignore_errors=True)
 
 
 async def _put_address(link: ProvisionLink) -> int:

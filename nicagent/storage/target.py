@@ -21,6 +21,7 @@ from nicagent.storage.nvmetcp import control
 from nicagent.storage.nvmetcp.config import TargetConfig, load
 from nicagent.storage.nvmetcp.contract import TargetStatus
 from nicagent.storage.qsd import check_socket_path
+from nicagent.threads import in_thread
 
 MODULE = "nicagent.storage.nvmetcp"
 START_DEADLINE = 15.0  # seconds to show its subsystems; an interpreter starts in well under one
@@ -48,8 +49,8 @@ class TargetProcess:
         if alive and before == content and await self._shown(config):
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(_write_durably, self._file, content)
         try:
+            await in_thread(_write_durably, self._file, content)
             if not alive or not await self._reloaded():
                 await self._start(config)
         except BaseException as e:
