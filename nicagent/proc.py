@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,17 +213,25 @@ class Daemon:
         """End it: SIGTERM, `grace` seconds, SIGKILL. Returns when it is gone; idempotent."""
         pid = self.pid()
         if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                handle = os.pidfd_open(pid)
-                try:
-                    # Asked again now that the handle pins it: the pid may just have gone to somebody else.
-                    if self.pid() == pid:
-                        await _end(handle, grace)
-                finally:
-                    os.close(handle)
-            with contextlib.suppress(ChildProcessError):  # reap it if it was our own child
-                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
+            await end(pid, lambda: self.pid() == pid, grace=grace)
         self.pidfile.unlink(missing_ok=True)
+
+
+async def end(pid: int, meant: Callable[[], bool], *, grace: float = TERM_GRACE) -> None:
+    """End a process: SIGTERM, `grace` seconds, SIGKILL. Returns when it is gone; nothing happens if it is.
+
+    `meant` says whether `pid` is the process that is meant. It is asked once a handle pins the process: the
+    number may just have gone to somebody else.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        handle = os.pidfd_open(pid)
+        try:
+            if meant():
+                await _end(handle, grace)
+        finally:
+            os.close(handle)
+    with contextlib.suppress(ChildProcessError):  # reap it if it was our own child
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
 
 
 async def _end(handle: int, grace: float) -> None:

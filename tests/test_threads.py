@@ -12,6 +12,7 @@ import pytest
 
 from nicagent.config import Overlay
 from nicagent.network.guard import Guards
+from nicagent.nft import Nft
 from nicagent.provision import guard as provision_guard
 from nicagent.storage import target
 from nicagent.storage.nvmetcp.config import Listen, TargetConfig
@@ -62,13 +63,13 @@ async def test_a_port_guards_transaction_is_awaited(monkeypatch: pytest.MonkeyPa
     """libnftables is not thread-safe, and a late "add" must not follow the next request's "delete"."""
     slow = Slow()
     guards = Guards(Overlay(local="192.0.2.1"))
-    monkeypatch.setattr(guards, "_run_now", slow)
+    monkeypatch.setattr(Nft, "_run_now", lambda *_: slow())
     await cancelled_meanwhile(slow, guards.counters)
 
 
 async def test_a_provision_guards_transaction_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    monkeypatch.setattr(provision_guard, "_apply_now", slow)
+    monkeypatch.setattr(Nft, "_run_now", lambda *_: slow())
     await cancelled_meanwhile(slow, lambda: provision_guard.apply([], "metal-1"))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nicagent.config import Overlay, Segment
+from nicagent.dnsmasq import unprivileged_user
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import PortBinding
 from nicagent.network import dhcp
@@ -143,8 +144,8 @@ class Fabric:
             await self._netlink.change(link, mtu=found.mtu)
 
     async def _remove_segments(self, segments: Mapping[int, Segment]) -> None:
-        for responder in dhcp.left_behind(self._folder):
-            if responder.vni not in segments:
+        for vni, responder in dhcp.left_behind(self._folder).items():
+            if vni not in segments:
                 await responder.stop()
         keep = {name(vni) for vni in segments for name in (bridge_name, tunnel_name)}
         for link in (await self.links()).values():
@@ -207,8 +208,8 @@ class Fabric:
     ) -> None:
         bridge = links[bridge_name(segment.vni)]
         bound = [w.binding for w in ports.values() if w.segment.vni == segment.vni]
-        text = dhcp.config_text(segment, bridge.name, bridge.index, dhcp.unprivileged_user(), bound)
-        await dhcp.Responder(self._folder, segment.vni).serve(text)
+        text = dhcp.config_text(segment, bridge.name, bridge.index, unprivileged_user(), bound)
+        await dhcp.responder(self._folder, segment.vni).serve(text)
 
     # ── opening ──
 

@@ -25,21 +25,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import nftables
 
 from nicagent.config import Overlay
-from nicagent.errors import Kind, NicagentError
 from nicagent.network import underlay
 from nicagent.network.contract import RESPONDER
-from nicagent.threads import in_thread
+from nicagent.nft import ACCEPT, DROP, Json, Nft, field, match, meta
 
 TABLE = "nicagent"
 COUNTERS = ("drop-mac", "drop-arp", "drop-dhcp", "drop-ipv4", "drop-ipv6", "drop-other", "drop-tunnel")
 
-_Json = dict[str, Any]
 _T = {"family": "bridge", "table": TABLE}
+_HINT = "this kernel needs nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE)"
 _ANYONE, _EVERYONE = "0.0.0.0", "255.255.255.255"  # noqa: S104 (addresses in frames, not a bind)
 _SETS: Mapping[str, str | list[str]] = {
     "ports": "ifname",
@@ -61,86 +57,77 @@ class Guard:
 # ── the rules, as data ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _is(left: _Json, right: object, op: str = "==") -> _Json:
-    return {"match": {"op": op, "left": left, "right": right}}
-
-
-def _field(protocol: str, field: str) -> _Json:
-    return {"payload": {"protocol": protocol, "field": field}}
-
-
-def _put(key: _Json, value: str) -> _Json:
+def _put(key: Json, value: str) -> Json:
     return {"mangle": {"key": key, "value": value}}
 
 
-_IN, _OUT = {"meta": {"key": "iifname"}}, {"meta": {"key": "oifname"}}
-_FROM_PORT, _FROM_TUNNEL = _is(_IN, "@ports"), _is(_IN, "@tunnels")
-_TO_PORT, _TO_TUNNEL = _is(_OUT, "@ports"), _is(_OUT, "@tunnels")
-_MAC, _TYPE = _field("ether", "saddr"), _field("ether", "type")
-_ARP, _IPV4, _IPV6 = _is(_TYPE, "arp"), _is(_TYPE, "ip"), _is(_TYPE, "ip6")
-_SRC, _DST = _field("ip", "saddr"), _field("ip", "daddr")
-_SENDER, _TARGET = _field("arp", "saddr ip"), _field("arp", "daddr ip")
-_SENDER_MAC = _field("arp", "saddr ether")
+_IN, _OUT = meta("iifname"), meta("oifname")
+_FROM_PORT, _FROM_TUNNEL = match(_IN, "@ports"), match(_IN, "@tunnels")
+_TO_PORT, _TO_TUNNEL = match(_OUT, "@ports"), match(_OUT, "@tunnels")
+_MAC, _TYPE = field("ether", "saddr"), field("ether", "type")
+_ARP, _IPV4, _IPV6 = match(_TYPE, "arp"), match(_TYPE, "ip"), match(_TYPE, "ip6")
+_SRC, _DST = field("ip", "saddr"), field("ip", "daddr")
+_SENDER, _TARGET = field("arp", "saddr ip"), field("arp", "daddr ip")
+_SENDER_MAC = field("arp", "saddr ether")
 # Addresses lie at these places in an ARP packet only if hardware is Ethernet and protocol IPv4 (RFC 826).
 _ETHERNET_ARP = [
     _ARP,
-    _is(_field("arp", "htype"), 1),
-    _is(_field("arp", "ptype"), "ip"),
-    _is(_field("arp", "hlen"), 6),
-    _is(_field("arp", "plen"), 4),
+    match(field("arp", "htype"), 1),
+    match(field("arp", "ptype"), "ip"),
+    match(field("arp", "hlen"), 6),
+    match(field("arp", "plen"), 4),
 ]
-_ASKS_DHCP = [_IPV4, _is(_field("udp", "sport"), 68), _is(_field("udp", "dport"), 67)]
-_ANSWERS_DHCP = [_IPV4, _is(_field("udp", "sport"), 67)]
-_ANY_DHCP = [_IPV4, _is(_field("udp", "dport"), {"set": [67, 68]})]
-_ACCEPT, _DROP = {"accept": None}, {"drop": None}
+_ASKS_DHCP = [_IPV4, match(field("udp", "sport"), 68), match(field("udp", "dport"), 67)]
+_ANSWERS_DHCP = [_IPV4, match(field("udp", "sport"), 67)]
+_ANY_DHCP = [_IPV4, match(field("udp", "dport"), {"set": [67, 68]})]
 
 
-def _to(chain: str) -> _Json:
+def _to(chain: str) -> Json:
     return {"jump": {"target": chain}}
 
 
-def _counted(counter: str) -> list[_Json]:
-    return [{"counter": counter}, _DROP]
+def _counted(counter: str) -> list[Json]:
+    return [{"counter": counter}, DROP]
 
 
-def _concat(*parts: _Json) -> _Json:
+def _concat(*parts: Json) -> Json:
     return {"concat": [_IN, *parts]}
 
 
 _HOOKED = {"prerouting": "prerouting", "forward": "forward", "input": "input", "output": "output"}
 
 # Chains that are jumped to stand before those that jump.
-_CHAINS: Mapping[str, list[list[_Json]]] = {
+_CHAINS: Mapping[str, list[list[Json]]] = {
     "from-port": [
-        [_is(_concat(_MAC), "@stations", "!="), *_counted("drop-mac")],
-        [*_ETHERNET_ARP, _is(_concat(_SENDER_MAC, _SENDER), "@senders"), _ACCEPT],
-        [*_ETHERNET_ARP, _is(_concat(_SENDER_MAC), "@stations"), _is(_SENDER, _ANYONE), _ACCEPT],
+        [match(_concat(_MAC), "@stations", "!="), *_counted("drop-mac")],
+        [*_ETHERNET_ARP, match(_concat(_SENDER_MAC, _SENDER), "@senders"), ACCEPT],
+        [*_ETHERNET_ARP, match(_concat(_SENDER_MAC), "@stations"), match(_SENDER, _ANYONE), ACCEPT],
         [_ARP, *_counted("drop-arp")],
-        [*_ASKS_DHCP, _is(_SRC, _ANYONE), _ACCEPT],
+        [*_ASKS_DHCP, match(_SRC, _ANYONE), ACCEPT],
         [*_ANSWERS_DHCP, *_counted("drop-dhcp")],
-        [_IPV4, _is(_field("udp", "dport"), 68), *_counted("drop-dhcp")],
-        [_IPV4, _is(_concat(_MAC, _SRC), "@senders"), _ACCEPT],
+        [_IPV4, match(field("udp", "dport"), 68), *_counted("drop-dhcp")],
+        [_IPV4, match(_concat(_MAC, _SRC), "@senders"), ACCEPT],
         [_IPV4, *_counted("drop-ipv4")],
         [_IPV6, *_counted("drop-ipv6")],
         _counted("drop-other"),
     ],
     "from-tunnel": [
         [*_ANY_DHCP, *_counted("drop-tunnel")],
-        [_IPV4, _is(_SRC, RESPONDER), *_counted("drop-tunnel")],
-        [_IPV4, _is(_DST, RESPONDER), *_counted("drop-tunnel")],
-        [_IPV4, _ACCEPT],
-        [_ARP, _is(_SENDER, RESPONDER), *_counted("drop-tunnel")],
-        [_ARP, _is(_TARGET, RESPONDER), *_counted("drop-tunnel")],
-        [_ARP, _ACCEPT],
+        [_IPV4, match(_SRC, RESPONDER), *_counted("drop-tunnel")],
+        [_IPV4, match(_DST, RESPONDER), *_counted("drop-tunnel")],
+        [_IPV4, ACCEPT],
+        [_ARP, match(_SENDER, RESPONDER), *_counted("drop-tunnel")],
+        [_ARP, match(_TARGET, RESPONDER), *_counted("drop-tunnel")],
+        [_ARP, ACCEPT],
         _counted("drop-tunnel"),
     ],
     "leaving": [  # a port, towards another port or a tunnel
-        [*_ANY_DHCP, _DROP],
-        [_IPV4, _is(_DST, RESPONDER), _DROP],
-        [_ARP, _is(_TARGET, RESPONDER), _DROP],
-        [_TO_PORT, _ACCEPT],
-        [_TO_TUNNEL, _ACCEPT],
-        [_DROP],
+        [*_ANY_DHCP, DROP],
+        [_IPV4, match(_DST, RESPONDER), DROP],
+        [_ARP, match(_TARGET, RESPONDER), DROP],
+        [_TO_PORT, ACCEPT],
+        [_TO_TUNNEL, ACCEPT],
+        [DROP],
     ],
     "to-agent": [
         [
@@ -149,33 +136,33 @@ _CHAINS: Mapping[str, list[list[_Json]]] = {
             {"limit": {"rate": 100, "burst": 50, "per": "second"}},
             _put(_SRC, _ANYONE),
             _put(_DST, _EVERYONE),
-            _ACCEPT,
+            ACCEPT,
         ],
-        [_FROM_PORT, _ARP, _is(_TARGET, RESPONDER), _ACCEPT],
-        [_DROP],
+        [_FROM_PORT, _ARP, match(_TARGET, RESPONDER), ACCEPT],
+        [DROP],
     ],
     "from-agent": [
-        [_TO_PORT, *_ANSWERS_DHCP, _is(_SRC, RESPONDER), _ACCEPT],
-        [_TO_PORT, _ARP, _is(_SENDER, RESPONDER), _ACCEPT],
-        [_DROP],
+        [_TO_PORT, *_ANSWERS_DHCP, match(_SRC, RESPONDER), ACCEPT],
+        [_TO_PORT, _ARP, match(_SENDER, RESPONDER), ACCEPT],
+        [DROP],
     ],
     "prerouting": [[_FROM_PORT, _to("from-port")], [_FROM_TUNNEL, _to("from-tunnel")]],
     "forward": [
         [_FROM_PORT, _to("leaving")],
-        [_FROM_TUNNEL, _TO_PORT, _ACCEPT],
+        [_FROM_TUNNEL, _TO_PORT, ACCEPT],
         # A device that somebody else put on our bridge has no guard, so it reaches nobody.
-        [_TO_PORT, _DROP],
-        [_TO_TUNNEL, _DROP],
-        [_FROM_TUNNEL, _DROP],
+        [_TO_PORT, DROP],
+        [_TO_TUNNEL, DROP],
+        [_FROM_TUNNEL, DROP],
     ],
     "input": [[_FROM_PORT, _to("to-agent")], [_FROM_TUNNEL, _to("to-agent")]],
     "output": [[_TO_PORT, _to("from-agent")], [_TO_TUNNEL, _to("from-agent")]],
 }
 
 
-def _rules() -> list[_Json]:
+def _rules() -> list[Json]:
     """The commands that make the table with its sets empty."""
-    made: list[_Json] = [{"add": {"table": {"family": "bridge", "name": TABLE}}}]
+    made: list[Json] = [{"add": {"table": {"family": "bridge", "name": TABLE}}}]
     made += [{"add": {"set": {**_T, "name": name, "type": kind}}} for name, kind in _SETS.items()]
     made += [{"add": {"counter": {**_T, "name": name}}} for name in COUNTERS]
     for chain in _CHAINS:
@@ -202,7 +189,7 @@ def elements(guards: Iterable[Guard], tunnels: Iterable[str]) -> dict[str, set[t
     }
 
 
-def _change(verb: str, name: str, items: set[tuple[str, ...]]) -> list[_Json]:
+def _change(verb: str, name: str, items: set[tuple[str, ...]]) -> list[Json]:
     if not items:
         return []
     elem = [item[0] if len(item) == 1 else {"concat": list(item)} for item in sorted(items)]
@@ -217,7 +204,7 @@ class Guards:
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
-        self._nft: Any = None
+        self._nft = Nft()
 
     async def apply(self, guards: Iterable[Guard], tunnels: Iterable[str]) -> None:
         """Make these the guards, in one transaction, and none at all if nothing changes.
@@ -239,7 +226,7 @@ class Guards:
             if "counter" in item
         }
 
-    async def _table(self, family: str, name: str) -> list[_Json]:
+    async def _table(self, family: str, name: str) -> list[Json]:
         """What the kernel has of a table, as libnftables lists it; empty when it is not there."""
         tables = await self._run([{"list": {"tables": {"family": family}}}], "read the guards of the ports")
         if not any(item.get("table", {}).get("name") == name for item in tables):
@@ -248,57 +235,27 @@ class Guards:
             [{"list": {"table": {"family": family, "name": name}}}], "read the guards of the ports"
         )
 
-    async def _run(self, commands: list[_Json], doing: str) -> list[_Json]:
-        return await in_thread(self._run_now, commands, doing)
-
-    def _run_now(self, commands: list[_Json], doing: str) -> list[_Json]:
-        if self._nft is None:
-            self._nft = _context()
-        status, output, error = self._nft.json_cmd({"nftables": commands})
-        if status != 0:
-            raise _refused(doing, str(error))
-        found = output.get("nftables", []) if isinstance(output, dict) else []
-        return list(found)
+    async def _run(self, commands: list[Json], doing: str) -> list[Json]:
+        return await self._nft.run(commands, doing, _HINT)
 
 
-def _context() -> Any:
-    try:
-        nft = nftables.Nftables()
-    except OSError:
-        raise NicagentError(
-            Kind.UNAVAILABLE, "libnftables is missing", "install it: apt-get install libnftables1"
-        ) from None
-    nft.set_json_output(True)
-    return nft
-
-
-def _refused(doing: str, error: str) -> NicagentError:
-    words = error.strip().partition("\n")[0].partition("Error: ")[2] or error.strip() or "no reason given"
-    words = words.removeprefix("cache initialization failed: ")
-    if "not permitted" in words or "Permission denied" in words:
-        hint = "run the agent as root or give it CAP_NET_ADMIN"
-    else:
-        hint = "this kernel needs nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE)"
-    return NicagentError(Kind.UNAVAILABLE, f"cannot {doing}: {words}", hint)
-
-
-def _commands(have: list[_Json], wanted: Mapping[str, set[tuple[str, ...]]]) -> list[_Json]:
+def _commands(have: list[Json], wanted: Mapping[str, set[tuple[str, ...]]]) -> list[Json]:
     """The transaction that leads from what the kernel has to what is wanted. Pure."""
-    remove: list[_Json] = [{"delete": {"table": {"family": "bridge", "name": TABLE}}}] if have else []
+    remove: list[Json] = [{"delete": {"table": {"family": "bridge", "name": TABLE}}}] if have else []
     if not any(wanted.values()):
         return remove
     if not any(item.get("chain", {}).get("name") == _edition() for item in have):
         made = [*remove, *_rules(), {"add": {"chain": {**_T, "name": _edition()}}}]
         return made + [c for name, items in wanted.items() for c in _change("add", name, items)]
     held = _held(have)
-    commands: list[_Json] = []
+    commands: list[Json] = []
     for name, items in wanted.items():
         commands += _change("delete", name, held.get(name, set()) - items)
         commands += _change("add", name, items - held.get(name, set()))
     return commands
 
 
-def _held(have: list[_Json]) -> dict[str, set[tuple[str, ...]]]:
+def _held(have: list[Json]) -> dict[str, set[tuple[str, ...]]]:
     """The sets' elements in a listing: an element is a bare value or {"concat": [values]}."""
     return {
         item["set"]["name"]: {

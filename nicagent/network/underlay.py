@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from nicagent.config import Overlay
+from nicagent.nft import COUNT, DROP, Json, field, match, meta
 
 TABLE = "nicagent_overlay"
 
-_Json = dict[str, Any]
 _T = {"family": "inet", "table": TABLE}
 
 
-def rules(overlay: Overlay) -> list[_Json]:
+def rules(overlay: Overlay) -> list[Json]:
     """The commands that make the table."""
     # The agent itself is no peer: what it sends to itself never was in a tunnel.
     peers = sorted(set(overlay.peers) - {overlay.local})
-    to_us: list[_Json] = [
-        {"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
-        {
-            "match": {
-                "op": "==",
-                "left": {"payload": {"protocol": "udp", "field": "dport"}},
-                "right": overlay.port,
-            }
-        },
-    ]
-    sender = {"payload": {"protocol": "ip", "field": "saddr"}}
-    stranger: list[_Json] = (
-        [{"match": {"op": "!=", "left": sender, "right": {"set": peers}}}] if peers else []
-    )
+    to_us = [match(meta("nfproto"), "ipv4"), match(field("udp", "dport"), overlay.port)]
+    stranger = [match(field("ip", "saddr"), {"set": peers}, "!=")] if peers else []
     hook = {"type": "filter", "hook": "input", "prio": -10, "policy": "accept"}
     return [
         {"add": {"table": {"family": "inet", "name": TABLE}}},
@@ -45,7 +32,7 @@ def rules(overlay: Overlay) -> list[_Json]:
                 "rule": {
                     **_T,
                     "chain": "input",
-                    "expr": [*to_us, *stranger, {"counter": None}, {"drop": None}],
+                    "expr": [*to_us, *stranger, COUNT, DROP],
                 }
             }
         },
@@ -57,9 +44,9 @@ def edition(overlay: Overlay) -> str:
     return "rules-" + hashlib.sha256(json.dumps(rules(overlay)).encode()).hexdigest()[:16]
 
 
-def commands(have: list[_Json], overlay: Overlay, *, wanted: bool) -> list[_Json]:
+def commands(have: list[Json], overlay: Overlay, *, wanted: bool) -> list[Json]:
     """The transaction that leads from what the kernel lists of the table to what is wanted. Pure."""
-    remove: list[_Json] = [{"delete": {"table": {"family": "inet", "name": TABLE}}}] if have else []
+    remove: list[Json] = [{"delete": {"table": {"family": "inet", "name": TABLE}}}] if have else []
     if not wanted:
         return remove
     if any(item.get("chain", {}).get("name") == edition(overlay) for item in have):

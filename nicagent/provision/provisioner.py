@@ -19,10 +19,10 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.provision import guard, script
+from nicagent.provision import dhcp, guard, script
 from nicagent.provision.bootserver import BootServer
 from nicagent.provision.contract import BootChoice, ProvisionLink
-from nicagent.provision.dhcp import CHAINLOADER, DhcpServer
+from nicagent.provision.dhcp import CHAINLOADER
 from nicagent.provision.routeradvert import RouterAdvertiser
 from nicagent.threads import in_thread
 
@@ -33,7 +33,6 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 @dataclass
 class _Served:
     link: ProvisionLink
-    dhcp: DhcpServer
     http: BootServer
     advertiser: RouterAdvertiser
     ports: frozenset[int]  # that the guard opens beside the customary ones
@@ -52,9 +51,9 @@ class Provisioner:
         """Serve exactly these links. Raises on the first that cannot be; those before it stay served."""
         self._check(links)
         wanted = {link.host for link in links}
-        for folder in self._run_dir.glob("*/dnsmasq.pid"):
-            if folder.parent.name not in wanted:
-                await self._forget(folder.parent.name)
+        for host in self._remembered():
+            if host not in wanted:
+                await self._forget(host)
         for link in links:
             if link.host not in self._served:
                 await self._serve(link)
@@ -89,8 +88,12 @@ class Provisioner:
         await self.stop()
         for link in links:
             await _remove_address(link)
-        for pidfile in sorted(self._run_dir.glob("*/dnsmasq.pid")):
-            await self._forget(pidfile.parent.name)
+        for host in self._remembered():
+            await self._forget(host)
+
+    def _remembered(self) -> list[str]:
+        """Hosts that have a link or had one, under whichever agent."""
+        return sorted(path.name for path in self._run_dir.glob("*") if path.is_dir())
 
     def _check(self, links: Sequence[ProvisionLink]) -> None:
         for name in ARTEFACTS:
@@ -120,14 +123,13 @@ class Provisioner:
         choice = self._choice(link.host)
         ports = frozenset({choice.trsvcid} if isinstance(choice, BootChoice) else ())
         await guard.apply(guard.rules(link, ports), link.host)
-        dhcp = DhcpServer(folder)
-        await dhcp.serve(link, index)
+        await dhcp.serve(folder, link, index)
         files = {name: self._artefacts / name for name in ARTEFACTS} | {CHAINLOADER.name: CHAINLOADER}
         http = BootServer(link, files, lambda: self._script(link))
         await http.start()
         advertiser = RouterAdvertiser(link.device)
         advertiser.start()
-        self._served[link.host] = _Served(link, dhcp, http, advertiser, ports)
+        self._served[link.host] = _Served(link, http, advertiser, ports)
 
     def _script(self, link: ProvisionLink) -> str:
         choice = self._choice(link.host)
@@ -146,7 +148,7 @@ class Provisioner:
             return msgspec.UNSET
 
     async def _forget(self, host: str) -> None:
-        await DhcpServer(self._run_dir / host).stop()
+        await dhcp.server(self._run_dir / host, host).stop()
         await guard.apply(guard.removal(host), host)
         await in_thread(shutil.rmtree, self._run_dir / host, ignore_errors=True)
 

@@ -195,6 +195,21 @@ def test_dhcp_and_choice_outlive_a_killed_agent(served: Lab) -> None:
     assert f"nicagent.nqn={CHOICE.nqn}" in served.get("/boot/metal-1.ipxe"), "the choice was lost"
 
 
+def test_a_dhcp_server_whose_starter_died_before_it_was_recorded_is_ended(served: Lab) -> None:
+    """dnsmasq shares its port with others of its kind, so two would answer."""
+
+    def servers() -> int:
+        command = ["ip", "netns", "exec", served.agent_ns, "ss", "-Hlnu", "sport", "=", ":67"]
+        return len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    for again, expected in (([LINK_HERE], 1), ([], 0)):
+        served.kill()
+        (served.run / "metal-1/dnsmasq.pid").unlink()
+        served.start()
+        assert served.tell("start", again) == "ok"
+        assert servers() == expected, "a DHCP server that no pidfile knows goes on"
+
+
 def test_before_the_first_choice_the_host_is_asked_to_wait(lab: Lab) -> None:
     lab.start()
     assert lab.tell("start", [LINK_HERE]) == "ok"
