@@ -19,6 +19,7 @@ class ProvisionLink(msgspec.Struct, frozen=True, kw_only=True):
     mac: str  # of the host's NIC at the other end, lower case
     agent_address: str  # with prefix length: "172.31.0.1/30"
     host_address: str  # in the same network: "172.31.0.2"
+    discovery_port: int = DISCOVERY_PORT  # of the host's target, for a firmware with NVMe-oF boot
 
 
 class BootChoice(msgspec.Struct, frozen=True, kw_only=True):

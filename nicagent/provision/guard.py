@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface
 
 from nicagent.nft import ACCEPT, COUNT, DROP, Json, Nft, field, match, meta
-from nicagent.provision.contract import DISCOVERY_PORT, HTTP_PORT, NVME_PORT, ProvisionLink
+from nicagent.provision.contract import HTTP_PORT, NVME_PORT, ProvisionLink
 
 _PREFIX = "nicagent_provision_"
 
@@ -29,7 +29,7 @@ def rules(link: ProvisionLink, nvme_ports: Iterable[int] = ()) -> list[Json]:
     """The transaction that puts the guard up, whatever was there before (libnftables-json(5))."""
     table = {"family": "inet", "table": table_name(link.host)}
     agent = str(IPv4Interface(link.agent_address).ip)
-    ports = sorted({HTTP_PORT, NVME_PORT, DISCOVERY_PORT, *nvme_ports})
+    ports = sorted({HTTP_PORT, NVME_PORT, link.discovery_port, *nvme_ports})
     arrival = meta("iifname")
     from_link = match(arrival, link.device)
     to_link = match(meta("oifname"), link.device)

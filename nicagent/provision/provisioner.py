@@ -1,12 +1,16 @@
 """All provision links of an agent: address, guard, DHCP and boot server of each, every host's boot choice.
 
 DHCP and the guard outlive the agent; the boot server dies with it, and hosts that boot meanwhile ask again.
+A link that cannot be served (its NIC is not there yet, its port is taken) is tried again in the background
+and keeps no other host waiting.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,7 +22,9 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from nicagent import proc
 from nicagent.errors import Kind, NicagentError
+from nicagent.files import make_private_directory, replace_private
 from nicagent.provision import dhcp, guard, script
 from nicagent.provision.bootserver import BootServer
 from nicagent.provision.contract import BootChoice, ProvisionLink
@@ -27,7 +33,10 @@ from nicagent.provision.routeradvert import RouterAdvertiser
 from nicagent.threads import in_thread
 
 ARTEFACTS = ("vmlinuz", "stage1.img")
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0  # between attempts at a link; doubled each time
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,6 +47,15 @@ class _Served:
     ports: frozenset[int]  # that the guard opens beside the customary ones
 
 
+@dataclass
+class _Down:
+    """A link that could not be served yet, and the task that goes on trying."""
+
+    link: ProvisionLink
+    why: NicagentError
+    retry: asyncio.Task[None]
+
+
 class Provisioner:
     """Declarative and idempotent: `start` and `choose` say what shall be, whatever a former agent left."""
 
@@ -46,21 +64,38 @@ class Provisioner:
         self._run_dir = run_dir
         self._artefacts = artefacts
         self._served: dict[str, _Served] = {}
+        self._down: dict[str, _Down] = {}
 
     async def start(self, links: Sequence[ProvisionLink]) -> None:
-        """Serve exactly these links. Raises on the first that cannot be; those before it stay served."""
+        """Serve exactly these links. One that cannot be is logged and tried again until `stop`.
+
+        Raises what holds for all of them: INVALID for links that contradict each other, UNAVAILABLE for a
+        missing program or boot file.
+        """
         self._check(links)
         wanted = {link.host for link in links}
         for host in self._remembered():
             if host not in wanted:
                 await self._forget(host)
         for link in links:
-            if link.host not in self._served:
-                await self._serve(link)
+            if link.host not in self._served and link.host not in self._down:
+                await self._begin(link)
 
     async def choose(self, host: str, choice: BootChoice | None) -> None:
-        """Set what `host` boots from its next question on; None is nothing. Raises NOT_FOUND, INVALID."""
-        served = self._served.get(host)
+        """Set what `host` boots from its next question on; None is nothing, and needs no link that is up.
+
+        Raises NOT_FOUND, INVALID; UNAVAILABLE with the reason while the host's link cannot be served.
+        """
+        served, down = self._served.get(host), self._down.get(host)
+        if down is not None:
+            if choice is not None:
+                raise NicagentError(
+                    Kind.UNAVAILABLE,
+                    f"host {host} cannot boot over its provision link: {down.why.message}",
+                    down.why.hint,
+                )
+            self._remember(host, None)
+            return
         if served is None:
             raise NicagentError(
                 Kind.NOT_FOUND, f"host {host} has no provision link", f"add [hosts.{host}.provision]"
@@ -70,13 +105,16 @@ class Provisioner:
         if not ports <= served.ports:
             await guard.apply(guard.rules(served.link, ports), host)
             served.ports = ports
-        path = self._choice_file(host)
-        partial = path.with_suffix(".new")
-        partial.write_bytes(msgspec.json.encode(choice))
-        partial.replace(path)
+        self._remember(host, choice)
+
+    def _remember(self, host: str, choice: BootChoice | None) -> None:
+        make_private_directory(self._run_dir / host)
+        replace_private(self._choice_file(host), msgspec.json.encode(choice))
 
     async def stop(self) -> None:
         """Stop what dies with the agent: the boot servers. DHCP, guards and choices stay."""
+        for host in list(self._down):
+            await self._give_up(host)
         served, self._served = self._served, {}
         for each in served.values():
             each.advertiser.stop()
@@ -85,6 +123,7 @@ class Provisioner:
     async def clear(self) -> None:
         """Leave nothing: also DHCP, guards, addresses and choices, of former agents too."""
         links = [each.link for each in self._served.values()]
+        links += [each.link for each in self._down.values()]
         await self.stop()
         for link in links:
             await _remove_address(link)
@@ -103,6 +142,8 @@ class Provisioner:
                     f"the boot file {self._artefacts / name} is missing",
                     "build it: make stage1",
                 )
+        if links:
+            proc.find_tool("dnsmasq")
         networks: dict[object, str] = {}
         for link in links:
             if not _HOST.fullmatch(link.host):
@@ -116,17 +157,61 @@ class Provisioner:
                 )
             networks[network] = link.host
 
+    async def _begin(self, link: ProvisionLink) -> None:
+        """Serve a link now, or from when it can be."""
+        why = await self._attempt(link)
+        if why is not None:
+            log.error("%s; trying again", why)
+            retry = asyncio.create_task(self._retry(link), name=f"provision link of {link.host}")
+            self._down[link.host] = _Down(link, why, retry)
+
+    async def _retry(self, link: ProvisionLink) -> None:
+        """Try until the link is served. Ended by `_give_up`."""
+        wait = FIRST_RETRY_SECONDS
+        while True:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LAST_RETRY_SECONDS)
+            why = await self._attempt(link)
+            if why is None:
+                log.info("the provision link of %s is served now", link.host)
+                del self._down[link.host]
+                return
+            log.error("%s; next try in %g s", why, wait)
+            self._down[link.host].why = why
+
+    async def _attempt(self, link: ProvisionLink) -> NicagentError | None:
+        """Serve a link, or tell why it cannot be."""
+        try:
+            await self._serve(link)
+        except NicagentError as why:
+            return why
+        except OSError as error:
+            return NicagentError(Kind.UNAVAILABLE, f"the provision link of {link.host}: {error}", "see dmesg")
+        return None
+
+    async def _give_up(self, host: str) -> None:
+        retry = self._down[host].retry
+        retry.cancel()
+        await asyncio.wait([retry])
+        self._down.pop(host, None)
+
     async def _serve(self, link: ProvisionLink) -> None:
-        index = await _put_address(link)
+        """Do all that a link needs, whatever of it is done. Raises UNAVAILABLE, NOT_FOUND."""
         folder = self._run_dir / link.host
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_directory(folder)
         choice = self._choice(link.host)
         ports = frozenset({choice.trsvcid} if isinstance(choice, BootChoice) else ())
+        # Before there is an address to reach. It goes by the device's name, so it may come before the device.
         await guard.apply(guard.rules(link, ports), link.host)
+        index = await _put_address(link)
         await dhcp.serve(folder, link, index)
         files = {name: self._artefacts / name for name in ARTEFACTS} | {CHAINLOADER.name: CHAINLOADER}
         http = BootServer(link, files, lambda: self._script(link))
-        await http.start()
+        try:
+            await http.start()
+        except asyncio.CancelledError:
+            await http.stop()
+            raise
         advertiser = RouterAdvertiser(link.device)
         advertiser.start()
         self._served[link.host] = _Served(link, http, advertiser, ports)
@@ -148,6 +233,8 @@ class Provisioner:
             return msgspec.UNSET
 
     async def _forget(self, host: str) -> None:
+        if host in self._down:
+            await self._give_up(host)
         await dhcp.server(self._run_dir / host, host).stop()
         await guard.apply(guard.removal(host), host)
         await in_thread(shutil.rmtree, self._run_dir / host, ignore_errors=True)

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -232,33 +233,82 @@ def test_ipxe_is_told_at_once_that_there_is_no_ipv6_router(served: Lab) -> None:
     assert served.ask("solicit", "nic") == "lifetime 0"
 
 
-def test_mistakes_are_told_in_a_sentence(lab: Lab) -> None:
+def soon(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_a_link_whose_nic_is_missing_keeps_no_other_waiting_and_comes_up_with_it(lab: Lab) -> None:
     lab.start()
-    gone = lab.tell("start", [msgspec.structs.replace(LINK_HERE, device="prov9")])
-    assert "device prov9 of host metal-1 is not there" in gone
-    twin = msgspec.structs.replace(LINK_HERE, host="metal-2")
-    assert "share the network 172.31.0.0/30" in lab.tell("start", [LINK_HERE, twin])
-    ip("-n", lab.agent_ns, "address", "add", "172.31.0.1/30", "dev", "prov0")
-    command = [
-        "ip",
-        "netns",
-        "exec",
-        lab.agent_ns,
-        "/usr/bin/busybox",
-        "httpd",
-        "-f",
-        "-p",
-        "172.31.0.1:8080",
-    ]
-    holder = subprocess.Popen(command)
+    absent = msgspec.structs.replace(
+        LINK_HERE, host="metal-2", device="prov9", agent_address="172.31.0.5/30", host_address="172.31.0.6"
+    )
+    assert lab.tell("start", [absent, LINK_HERE]) == "ok", "a missing NIC stopped the agent"
+    assert lab.lease(*IPXE).startswith("ip=172.31.0.2"), "the other host's link is not served"
+    refused = lab.tell("choose", "metal-2", msgspec.structs.replace(CHOICE, link=absent))
+    assert "metal-2 cannot boot over its provision link: the provision link's device prov9" in refused
+    assert "plug the NIC in" in refused
+    guards = ["ip", "netns", "exec", lab.agent_ns, "nft", "list", "tables"]
+    assert "nicagent_provision_metal_2" in subprocess.run(guards, capture_output=True, text=True).stdout, (
+        "a NIC that is plugged in gets its address before its guard"
+    )
+    assert lab.tell("choose", "metal-2", None) == "ok", "a host without its NIC cannot be cleaned up"
+    ip("-n", lab.agent_ns, "link", "add", "prov9", "type", "veth", "peer", "name", "far9")
     try:
-        lab.host("sh", "-c", "sleep 0.3")
-        assert "port 8080 of 172.31.0.1, for the boot files of metal-1, is taken" in lab.tell(
-            "start", [LINK_HERE]
+        soon(
+            lambda: lab.tell("choose", "metal-2", msgspec.structs.replace(CHOICE, link=absent)) == "ok",
+            "the link is not tried again",
         )
+        assert lab.tell("clear") == "ok"
+        left = subprocess.run(
+            ["ip", "-n", lab.agent_ns, "-4", "address", "show", "dev", "prov9"],
+            capture_output=True,
+            text=True,
+        )
+        assert left.stdout == "", "the address of a link that came up late stayed"
+    finally:
+        ip("-n", lab.agent_ns, "link", "del", "prov9")
+
+
+def test_a_link_that_is_down_is_given_up_by_stop(lab: Lab) -> None:
+    lab.start()
+    assert lab.tell("start", [msgspec.structs.replace(LINK_HERE, device="prov9")]) == "ok"
+    assert lab.tell("stop") == "ok"
+    assert "has no provision link" in lab.tell("choose", "metal-1", CHOICE)
+    assert lab.tell("start", [LINK_HERE]) == "ok"
+    assert lab.tell("choose", "metal-1", CHOICE) == "ok"
+
+
+def test_a_taken_port_of_the_boot_files_is_told_and_waited_for(lab: Lab) -> None:
+    lab.start()
+    ip("-n", lab.agent_ns, "address", "add", "172.31.0.1/30", "dev", "prov0")
+    command = ["/usr/bin/busybox", "httpd", "-f", "-p", "172.31.0.1:8080"]
+    holder = subprocess.Popen(["ip", "netns", "exec", lab.agent_ns, *command])
+    try:
+        soon(lambda: lab.ask_from(lab.agent_ns, "knock", "8080") == "open", "the port is not taken")
+        assert lab.tell("start", [LINK_HERE]) == "ok"
+        told = lab.tell("choose", "metal-1", CHOICE)
+        assert "port 8080 of 172.31.0.1, for the boot files of metal-1, is taken; see ss -lntp" in told
     finally:
         holder.kill()
         holder.wait()
+    soon(lambda: lab.tell("choose", "metal-1", CHOICE) == "ok", "the port is not tried again")
+
+
+def test_the_discovery_port_is_the_configured_one(lab: Lab) -> None:
+    lab.start()
+    assert lab.tell("start", [msgspec.structs.replace(LINK_HERE, discovery_port=18009)]) == "ok"
+    lab.lease(*IPXE)
+    assert lab.ask("knock", "18009") == "refused", "the way to discovery is shut"
+    assert lab.ask("knock", "8009") == "silence", "a port that nobody configured is open to the host"
+
+
+def test_mistakes_are_told_in_a_sentence(lab: Lab) -> None:
+    lab.start()
+    twin = msgspec.structs.replace(LINK_HERE, host="metal-2")
+    assert "share the network 172.31.0.0/30" in lab.tell("start", [LINK_HERE, twin])
     (lab.artefacts / "vmlinuz").unlink()
     assert "vmlinuz is missing; build it: make stage1" in lab.tell("start", [LINK_HERE])
 
@@ -277,3 +327,4 @@ def test_it_runs_where_only_root_is_mapped(lab: Lab) -> None:
         cwd=ROOT,
     )
     assert lab.tell("start", [LINK_HERE]) == "ok"
+    assert lab.tell("choose", "metal-1", CHOICE) == "ok", "the link is not served"
