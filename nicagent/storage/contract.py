@@ -34,7 +34,11 @@ class HostStorage(abc.ABC):
 
     @abc.abstractmethod
     async def present(self, exports: Sequence[Export], initiator: Initiator) -> None:
-        """Make exactly these exports visible, in this order. Returns when a host that looks finds them."""
+        """Make exactly these exports visible, in this order. Returns when a host that looks finds them.
+
+        If it raises, what was visible before is still watched over; and where nothing was, `watch_over` goes
+        on trying these, until `withdraw`.
+        """
 
     @abc.abstractmethod
     async def withdraw(self) -> None:

@@ -138,7 +138,8 @@ class Keeper:
     """Keeps a set of processes alive while it is wanted.
 
     `pids` tells the live ones, None for each that should be there and is not. `mend` brings them back; it
-    takes its caller's own lock and does nothing when all is well.
+    takes its caller's own lock and does nothing when all is well. `met` is False while what is wanted has
+    never been there, whatever lives: `mend` makes that good as well, and sets it.
     """
 
     def __init__(
@@ -148,9 +149,11 @@ class Keeper:
         self._pids = pids
         self._mend = mend
         self._wanted = asyncio.Event()
+        self.met = True
 
-    def want(self, wanted: bool) -> None:
+    def want(self, wanted: bool, *, met: bool = True) -> None:
         """Processes are to live from now on, or no longer."""
+        self.met = met
         if wanted:
             self._wanted.set()
         else:
@@ -163,7 +166,7 @@ class Keeper:
             await self._wanted.wait()
             pids = self._pids()
             live = [pid for pid in pids if pid is not None]
-            if len(live) == len(pids):
+            if self.met and len(live) == len(pids):
                 since = time.monotonic()
                 await any_ended(live)
                 for pid in live:
@@ -171,11 +174,13 @@ class Keeper:
                 if time.monotonic() - since >= STEADY:
                     delay = 0.0
                 continue
-            await asyncio.sleep(delay)
+            # A present that just failed would fail again at once; and its caller may be about to withdraw.
+            await asyncio.sleep(delay if self.met else max(delay, FIRST_DELAY))
             delay = min(max(2 * delay, FIRST_DELAY), LAST_DELAY)
             if not self._wanted.is_set():
                 continue
-            log.warning("%s: a process of the data path is gone, starting it again", self._name)
+            what = "a process of the data path is gone" if self.met else "the disks could not be presented"
+            log.warning("%s: %s, trying again", self._name, what)
             try:
                 await self._mend()
             except NicagentError as e:

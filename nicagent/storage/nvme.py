@@ -60,8 +60,16 @@ class NvmeTcpStorage(HostStorage):
 
     async def present(self, exports: Sequence[Export], initiator: Initiator) -> None:
         async with self._lock:
-            await self._converge(exports, initiator)
+            before, shown = (self._exports, self._initiator), bool(self._exports) and self._keeper.met
             self._exports, self._initiator = tuple(exports), initiator
+            try:
+                await self._converge(exports, initiator)
+            except BaseException:
+                if shown:
+                    self._exports, self._initiator = before  # still there: they are what must not die
+                else:
+                    self._keeper.want(bool(exports), met=False)
+                raise
             self._keeper.want(bool(exports))
 
     async def withdraw(self) -> None:
@@ -72,7 +80,7 @@ class NvmeTcpStorage(HostStorage):
 
     async def status(self) -> tuple[ExportStatus, ...]:
         async with self._lock:
-            if not self._exports:
+            if not self._exports or not self._keeper.met:
                 return ()
             return _statuses(self._exports, await self._target.status())
 
@@ -87,8 +95,9 @@ class NvmeTcpStorage(HostStorage):
 
     async def _mend(self) -> None:
         async with self._lock:
-            if self._exports and self._initiator and None in self._pids():
+            if self._exports and self._initiator and (not self._keeper.met or None in self._pids()):
                 await self._converge(self._exports, self._initiator)
+                self._keeper.met = True
 
     async def _converge(self, exports: Sequence[Export], initiator: Initiator) -> None:
         if not exports:

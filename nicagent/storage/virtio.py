@@ -55,8 +55,16 @@ class VirtioStorage(HostStorage):
     async def present(self, exports: Sequence[Export], initiator: Initiator) -> None:
         """As the contract says. Whoever is plugged into the slot is the initiator; its NQN has no meaning."""
         async with self._lock:
-            await self._converge(exports)
+            before, shown = self._exports, bool(self._exports) and self._keeper.met
             self._exports = tuple(exports)
+            try:
+                await self._converge(exports)
+            except BaseException:
+                if shown:
+                    self._exports = before  # still there: they are what must not die
+                else:
+                    self._keeper.want(bool(exports), met=False)
+                raise
             self._keeper.want(bool(exports))
 
     async def withdraw(self) -> None:
@@ -68,7 +76,8 @@ class VirtioStorage(HostStorage):
     async def status(self) -> tuple[ExportStatus, ...]:
         """NBD exports have no counters in the block engine, so all but their presence is not known."""
         async with self._lock:
-            return tuple(ExportStatus(export.disk.target, self.transport) for export in self._exports)
+            shown = self._exports if self._keeper.met else ()
+            return tuple(ExportStatus(export.disk.target, self.transport) for export in shown)
 
     async def watch_over(self) -> None:
         await self._keeper.watch()
@@ -78,8 +87,9 @@ class VirtioStorage(HostStorage):
 
     async def _mend(self) -> None:
         async with self._lock:
-            if self._exports and self._engine.daemon.pid() is None:
+            if self._exports and (not self._keeper.met or self._engine.daemon.pid() is None):
                 await self._converge(self._exports)
+                self._keeper.met = True
 
     async def _converge(self, exports: Sequence[Export]) -> None:
         if not exports:

@@ -368,6 +368,49 @@ async def test_what_cannot_come_back_is_tried_until_it_can(
         await host_disk.close()
 
 
+async def test_a_first_present_that_failed_is_tried_until_it_is_met(
+    rig: Rig, storage: HostStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As at recovery: the pool is not mounted yet, and the host runs."""
+    path = rig.pool / "late.raw"
+    exports = rig.exports([disk("vda", path)])
+    async with watched(storage):
+        await refusal(storage, rig, [disk("vda", path)])
+        assert await storage.status() == (), "what is not visible is not told"
+        await until(lambda: "late.raw does not exist" in caplog.text, 3, "a further failure is logged")
+        rig.raw("late.raw")
+        await (await rig.attach_soon(exports, "vda", 5)).close()
+        pid = rig.pids()[rig.data_path[-1]]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: rig.pids()[rig.data_path[-1]] not in (None, pid), 5, "it is watched over")
+        await (await rig.attach_soon(exports, "vda", 5)).close()
+        await refusal(storage, rig, [disk("vda", rig.pool / "never.raw")])
+        await storage.withdraw()
+        await asyncio.sleep(0.5)
+        assert set(rig.pids().values()) == {None}, "withdrawn is withdrawn"
+
+
+async def test_a_successor_whose_present_failed_watches_over_what_lives(
+    rig: Rig, storage: HostStorage
+) -> None:
+    """The former agent's processes go on; the new one could not look at the volume just now."""
+    path = rig.raw("one.raw")
+    exports = rig.exports([disk("vda", path)])
+    await rig.driver().present(exports, rig.initiator)
+    hidden = path.rename(path.with_suffix(".hidden"))
+    async with watched(storage):
+        await refusal(storage, rig, [disk("vda", path)])
+        hidden.rename(path)
+        async with asyncio.timeout(5):
+            while not await storage.status():  # noqa: ASYNC110 (a status is asked for, not told)
+                await asyncio.sleep(0.01)
+        pid = rig.pids()["qsd"]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: rig.pids()["qsd"] not in (None, pid), 5, "a process that died later stays dead")
+
+
 @pytest.mark.root
 async def test_a_full_pool_fails_the_write_and_nothing_else(rig: Rig, storage: HostStorage) -> None:
     with small_file_system(rig.pool):
