@@ -7,8 +7,9 @@ anywhere is mended by doing it all again, and doing it again touches nothing tha
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from nicagent.network.netlink import Link, Netlink, Vxlan, silence
 from nicagent.network.record import Found
 
 VXLAN_OVERHEAD = 50  # bytes: Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5)
+log = logging.getLogger(__name__)
 _OURS = re.compile(r"na-(br|vx)\d+")
 
 
@@ -50,6 +52,11 @@ class Wanted:
 
     binding: PortBinding
     segment: Segment
+
+
+def _segments(ports: Mapping[str, Wanted]) -> dict[int, Segment]:
+    """The segments of these ports, by VNI."""
+    return {wanted.segment.vni: wanted.segment for wanted in ports.values()}
 
 
 class Fabric:
@@ -82,7 +89,7 @@ class Fabric:
     async def converge(
         self,
         ports: Mapping[str, Wanted],
-        asked: Container[str],
+        asked: Collection[str],
         found: dict[str, Found],
         remember: Callable[[], None],
     ) -> None:
@@ -91,24 +98,24 @@ class Fabric:
         Ports in `asked` are looked at closely; the others only as far as they are new to us, so that one
         host's change does not cost a walk through a thousand others. `found` gains how a device was before
         it is first touched and loses it once that is restored; `remember` is called after each gain,
-        before the touch.
+        before the touch. Raises what stands in the way of a port in `asked`; what stands in the way of
+        others' segments is logged.
         """
-        segments = {wanted.segment.vni: wanted.segment for wanted in ports.values()}
-        await self._close_ports(ports, found)
-        await self._remove_segments(segments)
-        for segment in segments.values():
-            await self._make_segment(segment)
-        await self._guards.apply(
-            [Guard(w.binding.device, w.binding.mac, w.binding.ipv4) for w in ports.values()],
-            [tunnel_name(vni) for vni in segments],
-        )
+        await self._close_others(ports, found)
+        segments = _segments(ports)
+        mine = {ports[device].segment.vni for device in asked if device in ports}
+        await self._each(segments, mine, self._make_segment)
+        await self._guard(ports)
         links = await self.links()
-        for segment in segments.values():
+
+        async def open_segment(segment: Segment) -> None:
             await self._open_segment(segment, links)
             await self._answer_dhcp(segment, links, ports)
+
+        await self._each(segments, mine, open_segment)
         for device, wanted in ports.items():
-            link, bridge = links.get(device), links[bridge_name(wanted.segment.vni)]
-            if link is None:
+            link, bridge = links.get(device), links.get(bridge_name(wanted.segment.vni))
+            if link is None or bridge is None or wanted.segment.vni not in segments:
                 continue
             if device not in asked and link.master == bridge.index and self._settled.get(device) == wanted:
                 continue
@@ -117,6 +124,44 @@ class Fabric:
                 remember()
             await self._open_port(link, bridge, wanted)
             self._settled[device] = wanted
+
+    async def withdraw(self, ports: Mapping[str, Wanted], found: dict[str, Found]) -> None:
+        """Close all but these ports, and make nothing: what stays may be beyond mending just now."""
+        await self._close_others(ports, found)
+        await self._guard(ports)
+        links = await self.links()
+
+        async def forget_leases(segment: Segment) -> None:
+            if bridge_name(segment.vni) in links:
+                await self._answer_dhcp(segment, links, ports)
+
+        await self._each(_segments(ports), (), forget_leases)
+
+    async def _close_others(self, ports: Mapping[str, Wanted], found: dict[str, Found]) -> None:
+        """Close every port but these, then take down every segment without one."""
+        await self._close_ports(ports, found)
+        await self._remove_segments(_segments(ports))
+
+    async def _guard(self, ports: Mapping[str, Wanted]) -> None:
+        await self._guards.apply(
+            [Guard(w.binding.device, w.binding.mac, w.binding.ipv4) for w in ports.values()],
+            [tunnel_name(vni) for vni in _segments(ports)],
+        )
+
+    async def _each(
+        self, segments: dict[int, Segment], mine: Container[int], step: Callable[[Segment], Awaitable[None]]
+    ) -> None:
+        """Take a step for each segment. Where it fails for one that is not among `mine`, that one is logged,
+        left as it is and dropped from `segments`: one host's trouble is not another's.
+        """
+        for vni, segment in list(segments.items()):
+            try:
+                await step(segment)
+            except NicagentError as e:
+                if vni in mine:
+                    raise
+                log.error("VNI %d is left as it is: %s", vni, e)
+                del segments[vni]
 
     # ── closing ──
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +51,11 @@ class OverlayNetwork(NetworkDriver):
 
     async def withdraw(self, host: str) -> None:
         async with self._lock:
-            await self._become({name: p for name, p in self._record.ports.items() if name != host})
+            # Not undone when it fails: what is to be closed is told by the kernel, so it can be repeated.
+            self._record.ports = {name: p for name, p in self._record.ports.items() if name != host}
+            self._save()
+            await self._fabric.withdraw(self._wanted(), self._record.found)
+            self._save()
 
     async def status(self, host: str) -> tuple[PortStatus, ...]:
         async with self._lock:
@@ -71,7 +75,7 @@ class OverlayNetwork(NetworkDriver):
     def _record_path(self) -> Path:
         return self._folder / "ports.json"
 
-    async def _become(self, ports: dict[str, tuple[PortBinding, ...]], asked: Container[str] = ()) -> None:
+    async def _become(self, ports: dict[str, tuple[PortBinding, ...]], asked: Collection[str]) -> None:
         """Record what is wanted, then converge; if that fails, what was wanted before is wanted again."""
         before = self._record.ports
         try:
@@ -81,17 +85,20 @@ class OverlayNetwork(NetworkDriver):
                 await self._converge(before, asked)
             raise
 
-    async def _converge(self, ports: dict[str, tuple[PortBinding, ...]], asked: Container[str]) -> None:
+    async def _converge(self, ports: dict[str, tuple[PortBinding, ...]], asked: Collection[str]) -> None:
         self._record.ports = ports
         self._save()
-        wanted = {
+        await self._fabric.converge(self._wanted(), asked, self._record.found, self._save)
+        self._save()
+
+    def _wanted(self) -> dict[str, Wanted]:
+        """The recorded ports by device."""
+        return {
             b.device: Wanted(b, self._segments[b.port.segment])
-            for bindings in ports.values()
+            for bindings in self._record.ports.values()
             for b in bindings
             if b.port.segment in self._segments  # a segment may have left the configuration meanwhile
         }
-        await self._fabric.converge(wanted, asked, self._record.found, self._save)
-        self._save()
 
     def _save(self) -> None:
         if self._record.ports or self._record.found:

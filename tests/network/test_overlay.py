@@ -278,6 +278,34 @@ def test_an_underlay_that_is_missing_or_too_small_is_named(dark: Lab) -> None:
     assert _facts(agent) == before, "a failed request left something behind"
 
 
+def test_an_underlay_in_trouble_hinders_no_other_segment_and_no_withdrawal(lab: Lab) -> None:
+    agent, host = lab.agents[0], lab.hosts[0]
+    with netlab.neighbour(agent, "red") as third:
+        agent.netns.run("ip", "link", "set", "under", "mtu", "1480")  # enough for red, too small for blue
+        agent.present(third.name, third.binding())
+        assert third.dhcp()["ip"] == third.ipv4
+        with pytest.raises(AgentError, match=r"invalid: VNI 100 .* does not fit"):
+            agent.present(host.name, host.binding())
+        agent.netns.run("ip", "addr", "flush", "dev", "under")
+        agent.withdraw(third.name)
+        assert "na-br200" not in agent.netns.run("ip", "-br", "link"), "the segment without ports stayed"
+        assert agent.status(host.name)[0]["link"], "the other host's port was closed"
+        assert host.dhcp()["ip"] == host.ipv4
+        agent.withdraw(host.name)
+    assert "na-" not in agent.netns.run("ip", "-br", "link")
+    assert agent.netns.run("nft", "list", "ruleset") == ""
+
+
+def test_a_withdrawn_neighbours_lease_is_forgotten(lab: Lab) -> None:
+    agent = lab.agents[0]
+    with netlab.neighbour(agent) as third:
+        agent.present(third.name, third.binding())
+        config = agent.run_dir / "network/dhcp-100.conf"
+        assert third.mac in config.read_text()
+        agent.withdraw(third.name)
+        assert third.mac not in config.read_text(), "something of the tenant is left"
+
+
 def test_a_device_that_belongs_to_another_bridge_is_refused(dark: Lab) -> None:
     agent, host = dark.agents[0], dark.hosts[0]
     agent.netns.run("ip", "link", "add", "br-lan", "type", "bridge")
