@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nicagent.config import Overlay
+from nicagent.files import replace_private
 from nicagent.network.guard import Guards
 from nicagent.nft import Nft
 from nicagent.provision import guard as provision_guard
@@ -77,8 +78,8 @@ async def test_a_target_whose_start_is_cancelled_has_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a thread that comes late leaves a configuration that nobody asked for any more."""
-    slow, write = Slow(), target._write_durably
-    monkeypatch.setattr(target, "_write_durably", lambda path, content: (slow(), write(path, content)))
+    slow, write = Slow(), replace_private
+    monkeypatch.setattr(target, "replace_private", lambda *args, **how: (slow(), write(*args, **how)))
     process = target.TargetProcess("metal-1", tmp_path, tmp_path / "log")
     config = TargetConfig((Listen("127.0.0.1", 4420),), str(process.control), ())
     await cancelled_meanwhile(slow, lambda: process.converge(config))

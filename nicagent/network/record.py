@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from nicagent.errors import Kind, NicagentError
+from nicagent.files import make_private_directory, replace_private
 from nicagent.model import PortBinding
 
 
@@ -47,7 +48,5 @@ def load(path: Path) -> Record:
 
 def save(path: Path, record: Record) -> None:
     """Replace the record in one step, so that a death leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".new")
-    partial.write_bytes(msgspec.json.encode(record))
-    partial.replace(path)
+    make_private_directory(path.parent)
+    replace_private(path, msgspec.json.encode(record))

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from nicagent.errors import Kind, NicagentError
+from nicagent.files import make_private_directory
 from nicagent.proc import TERM_GRACE, Daemon
 
 log = logging.getLogger(__name__)
@@ -117,10 +118,12 @@ async def _end(pid: int) -> None:
 
 
 def trim_log(path: Path) -> None:
-    """Make room for a log, and bound it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Make room for a log, and bound it. It names initiators and volumes, so it is the agent's alone."""
+    make_private_directory(path.parent)
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         path.unlink()
+    path.touch(mode=0o600)
+    path.chmod(0o600)
 
 
 def last_line(path: Path) -> str:

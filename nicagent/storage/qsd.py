@@ -27,6 +27,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nicagent.errors import Kind, NicagentError
+from nicagent.files import make_private_directory
 from nicagent.model import Disk, VolumeFormat
 from nicagent.proc import Daemon
 from nicagent.storage import volume
@@ -150,8 +151,8 @@ class BlockEngine:
 
     async def _start(self) -> None:
         await self.stop()
-        self._qmp.parent.mkdir(parents=True, exist_ok=True)
-        self.nbd.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(self._qmp.parent)
+        self.nbd.parent.mkdir(parents=True, exist_ok=True)  # a slot is the host's side's too
         trim_log(self._log_file)
         # We bind the monitor's socket and hand it over, so that its mode is ours and its path needs no
         # quoting.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 from pathlib import Path
 
 import msgspec
 
 from nicagent.errors import Kind, NicagentError
+from nicagent.files import make_private_directory, replace_private
 from nicagent.proc import Daemon
 from nicagent.storage.keeper import end_listener, has_died, last_line, trim_log
 from nicagent.storage.nvmetcp import control
@@ -48,15 +48,15 @@ class TargetProcess:
         before = self._file.read_bytes() if self._file.exists() else None
         if alive and before == content and await self._shown(config):
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(self._file.parent)
         try:
-            await in_thread(_write_durably, self._file, content)
+            await in_thread(replace_private, self._file, content, durably=True)
             if not alive or not await self._reloaded():
                 await self._start(config)
         except BaseException as e:
             # What was written does not stand: the file says again what the target shows, or last showed.
             if before is not None:
-                _write_durably(self._file, before)
+                replace_private(self._file, before, durably=True)
             else:
                 self._file.unlink(missing_ok=True)
             if isinstance(e, NicagentError):
@@ -126,17 +126,3 @@ class TargetProcess:
 
     def _unavailable(self, what: str) -> NicagentError:
         return NicagentError(Kind.UNAVAILABLE, f"{self.daemon.name}: {what}", f"its log is {self._log_file}")
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".new")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

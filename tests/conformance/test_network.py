@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -266,7 +267,7 @@ def test_killed_anywhere_it_converges(dark: Lab) -> None:
         if turn % 2:
             agent.send("withdraw", one.name)
         else:
-            agent.send("present", one.name, [netlab.asdict(one.binding())])
+            agent.send("present", one.name, [asdict(one.binding())])
         threading.Event().wait(moments.uniform(0, 0.12))
         agent.kill()
     agent.start()

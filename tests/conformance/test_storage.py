@@ -109,6 +109,17 @@ async def test_what_is_presented_is_found_at_once_with_its_size(rig: Rig, storag
     await data.close()
 
 
+async def test_what_names_initiators_and_volumes_is_the_agents_alone(rig: Rig, storage: HostStorage) -> None:
+    logs = rig.place / "state/hosts" / rig.host
+    logs.mkdir(parents=True)
+    (logs / "nvmetcp.log").touch(0o644)  # of an earlier release
+    await storage.present(rig.exports([disk("vda", rig.raw("one.raw"))]), rig.initiator)
+    names = [rig.run, rig.run / "nvmetcp.json", rig.run / "qmp.sock", rig.run / "nvmetcp.sock", logs]
+    for path in [*names, *logs.iterdir()]:
+        if path.exists() and (path.name != "nvmetcp.log" or "nvmetcp" in rig.data_path):
+            assert path.stat().st_mode & 0o077 == 0, f"others may open {path}"
+
+
 async def test_presenting_again_disturbs_nothing(rig: Rig, storage: HostStorage) -> None:
     exports = rig.exports([disk("vda", await rig.qcow2("top.qcow2", rig.raw("base.raw")), QCOW2)])
     await storage.present(exports, rig.initiator)

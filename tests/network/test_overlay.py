@@ -296,6 +296,12 @@ def test_an_underlay_in_trouble_hinders_no_other_segment_and_no_withdrawal(lab: 
     assert agent.netns.run("nft", "list", "ruleset") == ""
 
 
+def test_what_is_kept_of_ports_is_the_agents_alone(lab: Lab) -> None:
+    folder = lab.agents[0].run_dir / "network"
+    for path in (folder, folder / "ports.json", folder / "dhcp-100.conf", folder / "dhcp-100.log"):
+        assert path.stat().st_mode & 0o077 == 0, f"others may read {path}"
+
+
 def test_a_withdrawn_neighbours_lease_is_forgotten(lab: Lab) -> None:
     agent = lab.agents[0]
     with netlab.neighbour(agent) as third:

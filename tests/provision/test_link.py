@@ -132,6 +132,12 @@ def test_ipxe_gets_its_address_and_script_and_boot_files(served: Lab) -> None:
     )
 
 
+def test_what_is_kept_of_a_host_is_the_agents_alone(served: Lab) -> None:
+    folder = served.run / "metal-1"
+    for path in (folder, folder / "choice.json", folder / "dnsmasq.conf", folder / "dnsmasq.log"):
+        assert path.stat().st_mode & 0o077 == 0, f"others may read {path}"
+
+
 def test_the_script_follows_the_choice_at_once(served: Lab) -> None:
     served.lease(*IPXE)
     assert served.tell("choose", "metal-1", None) == "ok"
