@@ -102,9 +102,10 @@ def test_a_killed_agent_is_not_noticed(running: Running) -> None:
 
 def test_a_gibibyte_survives_two_deaths_of_the_agent_and_one_of_the_target(running: Running) -> None:
     console = running.console
-    console.run("head -c 1047552 /dev/urandom > /dev/shm/seed")
+    # Blocks of 16 MiB, each with its number in front: one that is lost, old or misplaced does not compare.
+    console.run("head -c 16776192 /dev/urandom > /dev/shm/seed")
     block = "printf '%01024d' $i; cat /dev/shm/seed"
-    console.run(f"gen() {{ i=0; while [ $i -lt {MEBIBYTES} ]; do {block}; i=$((i+1)); done; }}")
+    console.run(f"gen() {{ i=0; while [ $i -lt {MEBIBYTES // 16} ]; do {block}; i=$((i+1)); done; }}")
     start = running.written()
     console.send(
         "gen | dd of=pattern bs=1M iflag=fullblock oflag=direct conv=fsync status=none; echo writ''ten $?"
