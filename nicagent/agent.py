@@ -175,6 +175,7 @@ def provision_links(config: Config) -> dict[str, ProvisionLink]:
             mac=host.provision.mac,
             agent_address=host.provision.agent_address,
             host_address=host.provision.host_address,
+            discovery_port=host.storage.discovery_port,
         )
         for name, host in config.hosts.items()
         if host.provision is not None
