@@ -93,8 +93,12 @@ class Guest:
     def press_power_button(self) -> None:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(str(self._monitor))
+            monitor.settimeout(30)
             monitor.sendall(b"system_powerdown\n")
-            monitor.recv(4096)
+            said = b""
+            # One prompt greets, the next says that the command was carried out: hanging up before loses it.
+            while said.count(b"(qemu)") < 2:
+                said += monitor.recv(4096)
 
     def wait(self, seconds: float) -> None:
         self._process.wait(seconds)
