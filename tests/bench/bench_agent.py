@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.e2e.harness import answers
+from tests.hypervisor_shim import libvirtd as peer
 
 HOSTS = 16
 SETTLE_SECONDS = 3.0  # after ready, until the memory is read: workers are up, start-up garbage is gone
@@ -47,8 +50,6 @@ def _row(name: str, ours: list[float], peer: list[float], unit: str) -> dict[str
 
 
 def _agent() -> tuple[float, float]:
-    from tests.e2e.harness import answers
-
     with tempfile.TemporaryDirectory(prefix="nicagent-bench-") as directory:
         home = Path(directory)
         config = home / "nicagent.toml"
@@ -66,35 +67,35 @@ slot = "{home}/slot{number}"
 path = "{home}/h{number}.console"
 """
         config.write_text(text)
-        return _measure(
-            [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)],
-            lambda: answers(home / "run/libvirt-sock"),
-            home / "log",
-        )
+        sock = home / "run/libvirt-sock"
+        began = time.monotonic()
+        with (home / "log").open("ab") as log:
+            argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            while not answers(sock):
+                if process.poll() is not None or time.monotonic() - began > 30:
+                    raise RuntimeError(f"the agent did not come up: {(home / 'log').read_text()[-500:]}")
+                time.sleep(0.002)
+            return time.monotonic() - began, _resident(sock)
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 def _libvirtd() -> tuple[float, float]:
-    from tests.e2e.harness import answers
-    from tests.hypervisor_shim.libvirtd import configured
+    with tempfile.TemporaryDirectory(prefix="nb-") as directory:
+        began = time.monotonic()
+        with peer.libvirtd(Path(directory)) as daemon:
+            return time.monotonic() - began, _resident(daemon.path)
 
-    with configured() as (argv, sock, log):
-        return _measure(argv, lambda: answers(sock), log)
 
-
-def _measure(argv: list[str], is_ready, log: Path) -> tuple[float, float]:
-    began = time.monotonic()
-    with log.open("ab") as sink:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-    try:
-        while not is_ready():
-            if process.poll() is not None or time.monotonic() - began > 30:
-                raise RuntimeError(f"{argv[0]} did not come up: {log.read_text(errors='replace')[-500:]}")
-            time.sleep(0.002)
-        seconds = time.monotonic() - began
-        time.sleep(SETTLE_SECONDS)
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-        return seconds, kilobytes * 1024 / 1e6
-    finally:
-        os.kill(process.pid, signal.SIGTERM)
-        process.wait(20)
+def _resident(sock: Path) -> float:
+    """Megabytes of the process that serves a unix socket, once it has come to rest."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(sock))
+        pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    time.sleep(SETTLE_SECONDS)
+    status = Path(f"/proc/{pid}/status").read_text()
+    kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return kilobytes * 1024 / 1e6
