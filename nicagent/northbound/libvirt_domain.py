@@ -143,7 +143,8 @@ def _pinned_host(definition: DomainDef) -> str | None:
     wishes = definition.metadata.get(WISHES)
     if wishes is None:
         return None
-    host = wishes.findtext(f"{{{WISHES}}}host")
+    # Metadata is kept as it was written, prefixes and all: the prefix is the client's own choice.
+    host = next((each.text for each in wishes if each.tag.rpartition(":")[2] == "host"), None)
     return host.strip() if host else None
 
 

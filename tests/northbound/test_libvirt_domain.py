@@ -1,0 +1,20 @@
+"""Between libvirt's words and ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from hypervisor_shim.domain_xml import parse_domain
+from nicagent.northbound.libvirt_domain import to_domain
+
+PIN = (
+    "<metadata><{0}domain xmlns{1}='urn:nicagent:domain:1'><{0}host>metal-2</{0}host></{0}domain></metadata>"
+)
+
+
+@pytest.mark.parametrize(("prefix", "declared"), [("nic:", ":nic"), ("x:", ":x"), ("", "")])
+def test_metadata_pins_a_domain_to_a_host_whatever_the_clients_prefix(prefix: str, declared: str) -> None:
+    text = "<domain type='kvm'><name>a</name><memory>1024</memory><os><type>hvm</type></os>{}</domain>"
+    definition = parse_domain(text.format(PIN.format(prefix, declared)))
+    assert to_domain(definition, {}).host == "metal-2"
+    assert to_domain(parse_domain(text.format("")), {}).host is None
