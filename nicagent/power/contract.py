@@ -28,6 +28,15 @@ from nicagent.model import Cause, Power, PowerAction
 
 PowerWatcher = Callable[[Power], None]
 
+# Target states that a fact shows to be reached: there is nothing to do, whatever the wiring.
+ALREADY_SO = frozenset(
+    {
+        (PowerAction.ON, Power.ON),
+        (PowerAction.OFF, Power.OFF),
+        (PowerAction.SHUTDOWN, Power.OFF),
+    }
+)
+
 
 class PowerDriver(abc.ABC):
     """Power of one host. See the module's text for what must hold."""

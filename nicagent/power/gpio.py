@@ -21,7 +21,7 @@ from nicagent.config import GpioPower
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
 from nicagent.power.causes import announce
-from nicagent.power.contract import PowerDriver, PowerWatcher
+from nicagent.power.contract import ALREADY_SO, PowerDriver, PowerWatcher
 from nicagent.power.led import Led
 from nicagent.power.panel import Button, Panel, claim
 from nicagent.power.pins import FactoryMaker, make_factory
@@ -138,11 +138,11 @@ class GpioPowerDriver(PowerDriver):
     async def _act(self, action: PowerAction, cause: Cause) -> None:
         panel, config = self._claimed(), self._config
         says = await self._known()
-        if (action, says) in _ALREADY_SO:
+        if (action, says) in ALREADY_SO:
             return
         await self._quiet(panel.power if action is not PowerAction.RESET else panel.reset)
         says = await self._known()  # it may have moved meanwhile
-        if (action, says) in _ALREADY_SO:
+        if (action, says) in ALREADY_SO:
             return
         match action:
             case PowerAction.PRESS:
@@ -357,12 +357,3 @@ class GpioPowerDriver(PowerDriver):
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-_ALREADY_SO = frozenset(
-    {
-        (PowerAction.ON, Power.ON),
-        (PowerAction.OFF, Power.OFF),
-        (PowerAction.SHUTDOWN, Power.OFF),
-    }
-)

@@ -24,7 +24,7 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
 from nicagent.power.breaker import Breaker
 from nicagent.power.causes import announce
-from nicagent.power.contract import PowerDriver, PowerWatcher
+from nicagent.power.contract import ALREADY_SO, PowerDriver, PowerWatcher
 from nicagent.power.ipmi_link import Answer, Op, WorkerGone, WorkerLink
 
 SPACING = 0.25  # seconds between two commands to a BMC: bursts have silenced many
@@ -35,14 +35,6 @@ QUICK_POLLS = 5  # after an action its effect is wanted soon: this many polls…
 QUICK_SECONDS = 1.0  # …this far apart
 
 log = logging.getLogger("nicagent.power")
-
-_ALREADY_SO = frozenset(
-    {
-        (PowerAction.ON, Power.ON),
-        (PowerAction.OFF, Power.OFF),
-        (PowerAction.SHUTDOWN, Power.OFF),
-    }
-)
 
 _OP: Mapping[tuple[PowerAction, Power], Op] = {
     (PowerAction.ON, Power.OFF): "on",
@@ -208,7 +200,7 @@ class IpmiPowerDriver(PowerDriver):
         if self._worked or now - self._fact_at > RECENT or self._fact is Power.UNKNOWN:
             # What was read before our own last command says nothing about what came of it.
             await self._exchange("status")
-        if (action, self._fact) in _ALREADY_SO:
+        if (action, self._fact) in ALREADY_SO:
             return
         op = _OP.get((action, self._fact))
         if op is None:
