@@ -13,8 +13,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hypervisor_shim.driver import DomainEvent
+from hypervisor_shim.driver import Opened
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.events import Encoded
 from hypervisor_shim.frame import (
     HEADER,
     HEADER_SIZE,
@@ -236,21 +237,22 @@ class Connection(asyncio.BufferedProtocol):
             self._in_flight -= 1
             self._stop_or_go()
 
-    async def _open_stream(self, entry: Entry, console: Any, serial: int) -> None:
+    async def _open_stream(self, entry: Entry, opened: Any, serial: int) -> None:
+        source, value = (opened.stream, opened.value) if isinstance(opened, Opened) else (opened, None)
         if self._transport is None or len(self._streams) >= STREAMS_MAX or serial in self._streams:
-            await console.close()
+            await source.close()
             detail = f"this client has {len(self._streams)} streams open"
             raise error(Code.OPERATION_FAILED, detail, origin=Origin.STREAMS)
         stream = Stream(
             entry.procedure.number,
             serial,
-            console,
+            source,
             send=lambda data: self._send([data]),
             drained=self._drained,
             held=self._held,
         )
         self._streams[serial] = stream
-        self._send([entry.reply(None, serial)])
+        self._send([entry.reply(value, serial)])
         pump = self._home.spawn(self._pump(stream))
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
@@ -298,7 +300,7 @@ class Connection(asyncio.BufferedProtocol):
     async def _drained(self) -> None:
         await self._writable.wait()
 
-    def domain_event(self, event: DomainEvent) -> None:
+    def event(self, event: Encoded) -> None:
         """Tell this client, if it registered for such an event."""
         if self._transport is None or not self._session.opened:
             return

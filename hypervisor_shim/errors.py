@@ -13,7 +13,9 @@ class Code(IntEnum):
 
     OK = 0
     INTERNAL_ERROR = 1
+    NO_MEMORY = 2
     NO_SUPPORT = 3
+    UNKNOWN_HOST = 4
     NO_CONNECT = 5
     INVALID_CONN = 6
     INVALID_DOMAIN = 7
@@ -23,38 +25,76 @@ class Code(IntEnum):
     NO_SOURCE = 19
     NO_TARGET = 20
     NO_NAME = 21
+    NO_OS = 22
+    NO_DEVICE = 23
     DRIVER_FULL = 25
     XML_ERROR = 27
     DOM_EXIST = 28
     OPERATION_DENIED = 29
     XML_DETAIL = 35
+    INVALID_NETWORK = 36
+    NETWORK_EXIST = 37
     SYSTEM_ERROR = 38
     RPC = 39
     NO_DOMAIN = 42
     NO_NETWORK = 43
+    INVALID_MAC = 44
     AUTH_FAILED = 45
+    INVALID_STORAGE_POOL = 46
+    INVALID_STORAGE_VOL = 47
     NO_STORAGE_POOL = 49
     NO_STORAGE_VOL = 50
+    INVALID_NODE_DEVICE = 52
     NO_NODE_DEVICE = 53
+    NO_SECURITY_MODEL = 54
     OPERATION_INVALID = 55
+    NO_INTERFACE = 57
+    INVALID_INTERFACE = 58
+    MULTIPLE_INTERFACES = 59
+    INVALID_NWFILTER = 61
     NO_NWFILTER = 62
+    BUILD_FIREWALL = 63
+    INVALID_SECRET = 65
     NO_SECRET = 66
     CONFIG_UNSUPPORTED = 67
     OPERATION_TIMEOUT = 68
+    MIGRATE_PERSIST_FAILED = 69
+    INVALID_DOMAIN_SNAPSHOT = 71
     NO_DOMAIN_SNAPSHOT = 72
     INVALID_STREAM = 73
     ARGUMENT_UNSUPPORTED = 74
+    STORAGE_PROBE_FAILED = 75
+    STORAGE_POOL_BUILT = 76
+    SNAPSHOT_REVERT_RISKY = 77
     OPERATION_ABORTED = 78
+    AUTH_CANCELLED = 79
     NO_DOMAIN_METADATA = 80
+    MIGRATE_UNSAFE = 81
     OVERFLOW = 82
+    BLOCK_COPY_ACTIVE = 83
     OPERATION_UNSUPPORTED = 84
     AGENT_UNRESPONSIVE = 86
     RESOURCE_BUSY = 87
     ACCESS_DENIED = 88
+    STORAGE_VOL_EXIST = 90
+    CPU_INCOMPATIBLE = 91
     XML_INVALID_SCHEMA = 92
+    MIGRATE_FINISH_OK = 93
     AUTH_UNAVAILABLE = 94
+    AGENT_UNSYNCED = 97
     DEVICE_MISSING = 99
+    INVALID_NWFILTER_BINDING = 100
+    NO_NWFILTER_BINDING = 101
+    INVALID_DOMAIN_CHECKPOINT = 102
     NO_DOMAIN_CHECKPOINT = 103
+    NO_DOMAIN_BACKUP = 104
+    INVALID_NETWORK_PORT = 105
+    NETWORK_PORT_EXIST = 106
+    NO_NETWORK_PORT = 107
+    NO_HOSTNAME = 108
+    CHECKPOINT_INCONSISTENT = 109
+    MULTIPLE_DOMAINS = 110
+    NO_NETWORK_METADATA = 111
 
 
 class Origin(IntEnum):
@@ -72,11 +112,22 @@ class Origin(IntEnum):
     NETWORK = 19
     DOMAIN = 20
     NODEDEV = 22
+    SECURITY = 24
+    INTERFACE = 26
     SECRET = 30
+    CPU = 31
     NWFILTER = 33
+    DOMAIN_SNAPSHOT = 35
+    SYSINFO = 37
     STREAMS = 38
     EVENT = 40
+    CAPABILITIES = 44
+    AUTH = 46
+    DEVICE = 49
+    ACCESS = 55
+    POLKIT = 60
     ADMIN = 62
+    DOMAIN_CHECKPOINT = 69
 
 
 #: The sentence libvirt puts before the detail, per code (its client prints the whole message as it is sent).
@@ -113,6 +164,20 @@ _PREFIX: dict[Code, str] = {
     Code.AUTH_UNAVAILABLE: "authentication unavailable: ",
     Code.DEVICE_MISSING: "device not found: ",
     Code.NO_DOMAIN_CHECKPOINT: "Domain checkpoint not found: ",
+    Code.NO_NODE_DEVICE: "Node device not found: ",
+    Code.NO_INTERFACE: "Interface not found: ",
+    Code.MULTIPLE_INTERFACES: "multiple matching interfaces found: ",
+    Code.NO_NWFILTER: "Network filter not found: ",
+    Code.NO_NWFILTER_BINDING: "Network filter binding not found: ",
+    Code.NO_SECRET: "Secret not found: ",
+    Code.NO_NETWORK_PORT: "Network port not found: ",
+    Code.NO_NETWORK_METADATA: "metadata not found: ",
+    Code.CPU_INCOMPATIBLE: "the CPU is incompatible with host CPU: ",
+    Code.AGENT_UNSYNCED: "guest agent replied with wrong id to guest-sync command: ",
+    Code.NO_SOURCE: "missing source information for device ",
+    Code.NO_NAME: "missing name information in ",
+    Code.MIGRATE_UNSAFE: "Unsafe migration: ",
+    Code.BLOCK_COPY_ACTIVE: "block copy still active: ",
 }
 
 

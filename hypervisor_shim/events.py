@@ -1,23 +1,67 @@
 """Events: who registered for what, and what each looks like on the wire.
 
-A client registers per event id, for one domain or for all, and gets a callback id; every packet carries that
-id. Registration of any id libvirt 10 knows succeeds; those without a row in `_SHAPES` never fire.
+A client registers per family and event id, for one object or for all, and gets a callback id; every packet
+carries that id in front of the event's own body, which is therefore encoded once for all clients.
+Registration of any id libvirt 10 knows succeeds; those without a row in `_SHAPES` never fire.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hypervisor_shim.driver import DomainEvent, DomainInfo, LifecycleEvent, RebootEvent
+from hypervisor_shim.driver.events import (
+    AgentLifecycleEvent,
+    BlockJobEvent,
+    BlockThresholdEvent,
+    DeviceAddedEvent,
+    DeviceRemovalFailedEvent,
+    DeviceRemovedEvent,
+    DomainEvent,
+    Event,
+    Family,
+    IoErrorEvent,
+    JobCompletedEvent,
+    LifecycleEvent,
+    MetadataChangeEvent,
+    NetworkEvent,
+    NodeDeviceEvent,
+    NodeDeviceUpdateEvent,
+    PoolEvent,
+    PoolRefreshEvent,
+    RebootEvent,
+    SecretEvent,
+    SecretValueEvent,
+    TunableEvent,
+    WatchdogEvent,
+)
+from hypervisor_shim.driver.facts import DomainInfo
 from hypervisor_shim.errors import Code, Origin, error
-from hypervisor_shim.frame import NONNULL_DOMAIN, Program, Status, Type, packet
-from hypervisor_shim.xdr import INT, Codec, Record
+from hypervisor_shim.frame import (
+    HEADER,
+    HEADER_SIZE,
+    NONNULL_DOMAIN,
+    NONNULL_NETWORK,
+    NONNULL_SECRET,
+    Program,
+    Status,
+    Type,
+)
+from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, TYPED_PARAM, UHYPER, Array, Codec, Record
 
-DOMAIN_EVENT_IDS = 27  # ids 0..26
+#: How many event ids each family has in libvirt 10, and how its errors name it.
+_IDS: Mapping[Family, tuple[int, str]] = {
+    Family.DOMAIN: (27, "domain"),
+    Family.NETWORK: (2, "network"),
+    Family.POOL: (2, "storage pool"),
+    Family.NODE_DEVICE: (2, "node device"),
+    Family.SECRET: (2, "secret"),
+}
 REGISTRATIONS_MAX = 1024  # per client
 CONNECTION_CLOSED = 362  # the event of procedure 360
+
+Key = bytes | str  # what names an object: a UUID, or a node device's name
 
 
 def domain_value(info: DomainInfo) -> tuple[str, bytes, int]:
@@ -27,20 +71,108 @@ def domain_value(info: DomainInfo) -> tuple[str, bytes, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """An event id's procedure number and body. The body starts with the callback id."""
+    """An event id's procedure number and the body behind the callback id."""
 
+    family: Family
     event_id: int
     procedure: int
     body: Codec
     values: Callable[[Any], tuple[Any, ...]]
 
 
-_SHAPES: dict[type, _Shape] = {
-    LifecycleEvent: _Shape(
-        0, 318, Record(INT, NONNULL_DOMAIN, INT, INT), lambda e: (domain_value(e.domain), e.event, e.detail)
+def _domain(event_id: int, procedure: int, *members: tuple[Codec, str]) -> _Shape:
+    """The domain, then the named attributes of the event."""
+    names = [name for _, name in members]
+    return _Shape(
+        Family.DOMAIN,
+        event_id,
+        procedure,
+        Record(NONNULL_DOMAIN, *(codec for codec, _ in members)),
+        lambda e: (domain_value(e.domain), *(getattr(e, name) for name in names)),
+    )
+
+
+_PARAMS = (Array(TYPED_PARAM), "params")
+_SECRET = Record(NONNULL_SECRET, INT, INT)
+
+_SHAPES: Mapping[type[Event], tuple[_Shape, ...]] = {
+    LifecycleEvent: (_domain(0, 318, (INT, "event"), (INT, "detail")),),
+    RebootEvent: (_domain(1, 319),),
+    WatchdogEvent: (_domain(3, 321, (INT, "action")),),
+    IoErrorEvent: (
+        _domain(4, 322, (TEXT, "path"), (TEXT, "alias"), (INT, "action")),
+        _domain(6, 324, (TEXT, "path"), (TEXT, "alias"), (INT, "action"), (TEXT, "reason")),
     ),
-    RebootEvent: _Shape(1, 319, Record(INT, NONNULL_DOMAIN), lambda e: (domain_value(e.domain),)),
-}
+    BlockJobEvent: (
+        _domain(8, 326, (TEXT, "path"), (INT, "type"), (INT, "status")),
+        _domain(16, 334, (TEXT, "target"), (INT, "type"), (INT, "status")),
+    ),
+    DeviceRemovedEvent: (_domain(15, 333, (TEXT, "alias")),),
+    TunableEvent: (_domain(17, 346, _PARAMS),),
+    AgentLifecycleEvent: (_domain(18, 348, (INT, "state"), (INT, "reason")),),
+    DeviceAddedEvent: (_domain(19, 354, (TEXT, "alias")),),
+    JobCompletedEvent: (_domain(21, 363, _PARAMS),),
+    DeviceRemovalFailedEvent: (_domain(22, 367, (TEXT, "alias")),),
+    MetadataChangeEvent: (_domain(23, 379, (INT, "kind"), (OPTIONAL_TEXT, "uri")),),
+    BlockThresholdEvent: (
+        _domain(24, 385, (TEXT, "target"), (OPTIONAL_TEXT, "path"), (UHYPER, "threshold"),
+                (UHYPER, "excess")),
+    ),
+    NetworkEvent: (
+        _Shape(Family.NETWORK, 0, 315, Record(NONNULL_NETWORK, INT, INT),
+               lambda e: ((e.name, e.uuid), e.event, e.detail)),
+    ),
+    PoolEvent: (
+        _Shape(Family.POOL, 0, 370, Record(NONNULL_NETWORK, INT, INT),
+               lambda e: ((e.name, e.uuid), e.event, e.detail)),
+    ),
+    PoolRefreshEvent: (
+        _Shape(Family.POOL, 1, 373, Record(NONNULL_NETWORK), lambda e: ((e.name, e.uuid),)),
+    ),
+    NodeDeviceEvent: (
+        _Shape(Family.NODE_DEVICE, 0, 376, Record(TEXT, INT, INT), lambda e: (e.name, e.event, e.detail)),
+    ),
+    NodeDeviceUpdateEvent: (_Shape(Family.NODE_DEVICE, 1, 377, Record(TEXT), lambda e: (e.name,)),),
+    SecretEvent: (
+        _Shape(Family.SECRET, 0, 382, _SECRET,
+               lambda e: ((e.uuid, e.usage_type, e.usage_id), e.event, e.detail)),
+    ),
+    SecretValueEvent: (
+        _Shape(Family.SECRET, 1, 383, Record(NONNULL_SECRET),
+               lambda e: ((e.uuid, e.usage_type, e.usage_id),)),
+    ),
+}  # fmt: skip
+
+
+def _key(event: Any) -> Key:
+    """What a registration for one object is compared with."""
+    if isinstance(event, DomainEvent):
+        return event.domain.uuid
+    if isinstance(event, NodeDeviceEvent | NodeDeviceUpdateEvent):
+        return event.name
+    uuid: bytes = event.uuid
+    return uuid
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An event as the wire has it, but for the callback id of each client."""
+
+    family: Family
+    event_id: int
+    key: Key
+    procedure: int
+    body: bytes
+
+
+def encode(event: Event) -> list[Encoded]:
+    """One packet body per event id that tells of `event`."""
+    found = []
+    for shape in _SHAPES[type(event)]:
+        out: list[bytes] = []
+        shape.body.write(shape.values(event), out)
+        found.append(Encoded(shape.family, shape.event_id, _key(event), shape.procedure, b"".join(out)))
+    return found
 
 
 class Registrations:
@@ -48,37 +180,38 @@ class Registrations:
 
     def __init__(self) -> None:
         self._next = 0
-        self._by_callback: dict[int, tuple[int, bytes | None]] = {}  # callback id → event id, domain or all
+        #: callback id → family, event id, the one object or None for all
+        self._by_callback: dict[int, tuple[Family, int, Key | None]] = {}
 
-    def add(self, event_id: int, uuid: bytes | None) -> int:
-        if not 0 <= event_id < DOMAIN_EVENT_IDS:
+    def add(self, family: Family, event_id: int, key: Key | None) -> int:
+        """The callback id of a new registration."""
+        if not 0 <= event_id < _IDS[family][0]:
             raise error(Code.INTERNAL_ERROR, f"unsupported event ID {event_id}", origin=Origin.RPC)
-        if (event_id, uuid) in self._by_callback.values():
+        if (family, event_id, key) in self._by_callback.values():
             raise error(Code.INVALID_ARG, "event callback already tracked", origin=Origin.NONE)
         if len(self._by_callback) >= REGISTRATIONS_MAX:
             raise error(Code.INTERNAL_ERROR, "too many event callbacks registered", origin=Origin.RPC)
         callback = self._next
         self._next += 1
-        self._by_callback[callback] = (event_id, uuid)
+        self._by_callback[callback] = (family, event_id, key)
         return callback
 
-    def remove(self, callback: int) -> None:
-        if self._by_callback.pop(callback, None) is None:
+    def remove(self, family: Family, callback: int) -> None:
+        """End a registration; the id of another family's is unknown here."""
+        if self._by_callback.get(callback, (None,))[0] is not family:
+            name = _IDS[family][1]
             raise error(
-                Code.INTERNAL_ERROR, f"domain event callback {callback} not registered", origin=Origin.RPC
+                Code.INTERNAL_ERROR, f"{name} event callback {callback} not registered", origin=Origin.RPC
             )
+        del self._by_callback[callback]
 
     def __len__(self) -> int:
         return len(self._by_callback)
 
-    def packets(self, event: DomainEvent) -> Iterator[bytes]:
+    def packets(self, event: Encoded) -> Iterator[bytes]:
         """The packets this client gets for `event`: one per matching registration."""
-        if not self._by_callback:
-            return
-        shape = _SHAPES[type(event)]
-        uuid = event.domain.uuid
-        for callback, (event_id, only) in self._by_callback.items():
-            if event_id == shape.event_id and (only is None or only == uuid):
-                out: list[bytes] = []
-                shape.body.write((callback, *shape.values(event)), out)
-                yield packet(Program.REMOTE, 1, shape.procedure, Type.MESSAGE, 0, Status.OK, b"".join(out))
+        for callback, (family, event_id, key) in self._by_callback.items():
+            if event_id == event.event_id and family is event.family and (key is None or key == event.key):
+                size = HEADER_SIZE + 4 + len(event.body)
+                header = HEADER.pack(size, Program.REMOTE, 1, event.procedure, Type.MESSAGE, 0, Status.OK)
+                yield header + callback.to_bytes(4, "big") + event.body

@@ -47,7 +47,8 @@ class Keepalive(IntEnum):
 
 
 NONNULL_DOMAIN = Record(TEXT, UUID, INT)  # name, uuid, id
-NONNULL_NETWORK = Record(TEXT, UUID)
+NONNULL_NETWORK = Record(TEXT, UUID)  # pools, filters have the same shape
+NONNULL_SECRET = Record(UUID, INT, TEXT)  # uuid, usage type, usage id
 
 # code, origin, message, level, domain, three strings, two numbers, network
 _ERROR = Record(

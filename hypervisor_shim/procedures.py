@@ -1,6 +1,6 @@
 """How a call becomes an answer: a row per procedure, compiled once into a function.
 
-To serve another procedure, add a row where its family lives (`calls_connect`, `calls_domain`); nothing here
+To serve another procedure, add a row where its family lives (a module of `calls`); nothing here
 changes. A row that is not there is refused: code 3 for a number libvirt has given out, 39 for any other.
 """
 
@@ -29,7 +29,7 @@ class Phase(Enum):
 class Kind(Enum):
     READ = 0  # answered inline, from memory
     ACT = 1  # the handler is a coroutine function; a task of its own
-    STREAM = 2  # like ACT, and its result is the ConsoleStream that the reply's serial then carries
+    STREAM = 2  # like ACT, and its result is the ByteStream (or Opened) that the reply's serial then carries
 
 
 @dataclass(frozen=True, slots=True)

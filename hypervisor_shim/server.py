@@ -16,9 +16,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hypervisor_shim import calls_connect, calls_domain
+from hypervisor_shim.calls import (
+    block,
+    connect,
+    devices,
+    domain,
+    guest,
+    interface,
+    lifecycle,
+    migration,
+    network,
+    node,
+    nodedev,
+    nwfilter,
+    secret,
+    snapshot,
+    statistics,
+    storage,
+)
 from hypervisor_shim.connection import Connection, Limits
-from hypervisor_shim.driver import Caller, DomainEvent, Driver
+from hypervisor_shim.driver import Caller, Driver, Event
+from hypervisor_shim.events import encode
 from hypervisor_shim.procedure_names import known_numbers
 from hypervisor_shim.procedures import Tables, build_tables
 from hypervisor_shim.session import Session
@@ -28,12 +46,16 @@ log = logging.getLogger(__name__)
 _BACKLOG = 128
 _READ_SIZE = 256 * 1024  # bytes taken from a socket at once
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
+_FAMILIES = (
+    connect, domain, lifecycle, statistics, guest, devices, block, snapshot, migration,
+    node, network, nwfilter, interface, storage, nodedev, secret,
+)  # fmt: skip
 _FINISHING_TIME = 10.0  # seconds that acting calls get at the server's end before they are cancelled
 
 
 def make_tables() -> Tables:
     """The tables of every procedure this library serves."""
-    rows = [*calls_connect.ROWS, *calls_domain.ROWS]
+    rows = [row for family in _FAMILIES for row in family.ROWS]
     return build_tables(rows, known_numbers((row.program, row.number, row.api) for row in rows))
 
 
@@ -186,9 +208,10 @@ class Server:
         for each in self._listeners:
             self._accept_or_not(each)
 
-    def domain_event(self, event: DomainEvent) -> None:
-        for connection in list(self._clients):
-            connection.domain_event(event)
+    def event(self, event: Event) -> None:
+        for encoded in encode(event):
+            for connection in list(self._clients):
+                connection.event(encoded)
 
     @property
     def clients(self) -> int:

@@ -1,7 +1,7 @@
-"""A console carried by the serial of the call that opened it.
+"""Bytes (a console, a volume, a picture) carried by the serial of the call that opened it.
 
-Outward, a read of the console becomes a packet and the next read waits until the client's socket has taken
-it. Inward, what the console has not taken yet is counted, and past a limit the client's socket is not read.
+Outward, a read of the source becomes a packet and the next read waits until the client's socket has taken
+it. Inward, what the source has not taken yet is counted, and past a limit the client's socket is not read.
 So a stream holds a bounded number of bytes whichever side is slow.
 """
 
@@ -12,13 +12,13 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from hypervisor_shim.driver import ConsoleStream
+from hypervisor_shim.driver import ByteStream
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.frame import STREAM_DATA_MAX, Program, Status, Type, error_body, packet
 
 log = logging.getLogger(__name__)
 
-INBOUND_MAX = 256 * 1024  # bytes a console has not taken yet, before the socket is no longer read
+INBOUND_MAX = 256 * 1024  # bytes a source has not taken yet, before the socket is no longer read
 STREAMS_MAX = 16  # open at once, per client
 
 
@@ -30,7 +30,7 @@ class Stream:
         self,
         procedure: int,
         serial: int,
-        console: ConsoleStream,
+        source: ByteStream,
         *,
         send: Callable[[bytes], None],
         drained: Callable[[], Awaitable[None]],
@@ -38,13 +38,14 @@ class Stream:
     ) -> None:
         self.procedure = procedure
         self.serial = serial
-        self._console = console
+        self._source = source
         self._send = send
         self._drained = drained
         self._held = held
         self._inbound: deque[bytes] = deque()
         self._inbound_size = 0
         self._holding = False
+        self._finishing = False
         self._arrived = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -58,12 +59,15 @@ class Stream:
                 self._inbound_size += len(data)
                 self._arrived.set()
                 self._hold(self._inbound_size > INBOUND_MAX)
-        else:  # OK finishes, ERROR aborts; the client waits for the echo of either
+        elif status == Status.OK:  # finished; the echo says that all of it has arrived
+            self._finishing = True
+            self._arrived.set()
+        else:  # aborted; the client waits for the echo of that too
             self._answer(Status.OK)
             self._over.set()
 
     async def run(self) -> None:
-        """Carry bytes both ways until the client finishes or aborts, or the console fails. Closes it."""
+        """Carry bytes both ways until the client finishes or aborts, or the source fails. Closes it."""
         carriers = [asyncio.create_task(self._outward()), asyncio.create_task(self._inward())]
         over = asyncio.create_task(self._over.wait())
         try:
@@ -78,18 +82,18 @@ class Stream:
             for task in (over, *carriers):
                 task.cancel()
             await asyncio.gather(over, *carriers, return_exceptions=True)
-            await self._console.close()
+            await self._source.close()
 
     def _fail(self, cause: BaseException | None) -> None:
         if not isinstance(cause, LibvirtError):
-            log.error("console failed", exc_info=cause)
-            detail = "the console failed; see the server's log"
+            log.error("a stream failed", exc_info=cause)
+            detail = "the stream failed; see the server's log"
             cause = error(Code.INTERNAL_ERROR, detail, origin=Origin.STREAMS)
         self._answer(Status.ERROR, error_body(cause))
         self._over.set()
 
     async def _outward(self) -> None:
-        while data := await self._console.read(STREAM_DATA_MAX):
+        while data := await self._source.read(STREAM_DATA_MAX):
             self._answer(Status.CONTINUE, data)
             await self._drained()
         self._answer(Status.CONTINUE)  # end of file; the client will finish
@@ -99,10 +103,15 @@ class Stream:
             await self._arrived.wait()
             while self._inbound:
                 data = self._inbound.popleft()
-                await self._console.write(data)
+                await self._source.write(data)
                 self._inbound_size -= len(data)
                 self._hold(self._inbound_size > INBOUND_MAX)
             self._arrived.clear()
+            if self._finishing:
+                await self._source.finish()
+                self._answer(Status.OK)
+                self._over.set()
+                return
 
     def _hold(self, holding: bool) -> None:
         if holding != self._holding:

@@ -8,6 +8,7 @@ loop answers libvirt meanwhile.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
@@ -46,6 +47,12 @@ MIGRATIONS: Sequence[str] = (
     CREATE TABLE lease (
         segment TEXT NOT NULL, ipv4 TEXT NOT NULL, domain TEXT NOT NULL, port TEXT NOT NULL,
         PRIMARY KEY (segment, ipv4), UNIQUE (domain, port)
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE object (
+        kind TEXT NOT NULL, uuid TEXT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL,
+        PRIMARY KEY (kind, uuid), UNIQUE (kind, name)
     ) STRICT;
     """,
 )
@@ -242,6 +249,33 @@ class Store:
             return address
 
         return await self._do(work)
+
+    # ---- objects that clients define: pools, segments, filters, secrets, snapshots
+
+    async def objects(self, kind: str, type: builtins.type[T]) -> list[T]:
+        """Every object of a kind, by name."""
+        rows = await self._do(
+            lambda db: db.execute("SELECT body FROM object WHERE kind = ? ORDER BY name", (kind,)).fetchall()
+        )
+        return [msgspec.json.decode(body, type=type) for (body,) in rows]
+
+    async def put_object(self, kind: str, uuid: str, name: str, body: object) -> None:
+        """Add or replace an object (a dataclass of JSON's types). Raises EXISTS when another has its name."""
+        try:
+            await self._write(
+                "INSERT INTO object VALUES (?1, ?2, ?3, ?4) "
+                "ON CONFLICT (kind, uuid) DO UPDATE SET name = ?3, body = ?4",
+                kind,
+                uuid,
+                name,
+                _json(body),
+            )
+        except sqlite3.IntegrityError:
+            raise NicagentError(Kind.EXISTS, f"{kind} '{name}' already exists with another uuid") from None
+
+    async def drop_object(self, kind: str, uuid: str) -> None:
+        """Forget an object, if it is there."""
+        await self._write("DELETE FROM object WHERE kind = ? AND uuid = ?", kind, uuid)
 
     # ---- small facts
 

@@ -165,6 +165,9 @@ class ConsoleSession:
         """Type at the console."""
         await self._console.send(data)
 
+    async def finish(self) -> None:
+        """A line has no last byte: what was written is on its way."""
+
     async def close(self) -> None:
         """Leave. Idempotent."""
         self.end()

@@ -16,12 +16,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hypervisor_shim import domain_xml
-from hypervisor_shim.domain_def import DomainDef
 from hypervisor_shim.driver import (
+    ByteStream,
     Caller,
     ConsoleFlags,
-    ConsoleStream,
     CreateFlags,
     DestroyFlags,
     DomainInfo,
@@ -37,6 +35,8 @@ from hypervisor_shim.driver import (
 )
 from hypervisor_shim.errors import Code, error, no_domain
 from hypervisor_shim.server import Server
+from hypervisor_shim.xml import domain as domain_xml
+from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Config
 from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
@@ -121,10 +121,10 @@ class MetalDriver(Driver):
             return
         for sink in list(self._sinks):
             if change.event is DomainEvent.REBOOT:
-                sink.domain_event(RebootEvent(info))
+                sink.event(RebootEvent(info))
             else:
                 kind, detail = EVENTS[change.event]
-                sink.domain_event(LifecycleEvent(info, kind, detail))
+                sink.event(LifecycleEvent(info, kind, detail))
 
     def _exists(self, status: DomainStatus) -> bool:
         try:
@@ -285,7 +285,7 @@ class MetalDriver(Driver):
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
-    ) -> ConsoleStream:
+    ) -> ByteStream:
         status = self._status(uuid)
         if self._infos[uuid].id < 0 or status.host is None:
             raise error(Code.OPERATION_INVALID, "domain is not running")

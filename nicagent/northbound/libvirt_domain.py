@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from hypervisor_shim import domain_def, domain_xml
-from hypervisor_shim.domain_def import DomainDef
 from hypervisor_shim.driver import (
     DomainInfo,
     Lifecycle,
@@ -20,6 +18,9 @@ from hypervisor_shim.driver import (
     State,
     StoppedDetail,
 )
+from hypervisor_shim.xml import domain as domain_xml
+from hypervisor_shim.xml import domain_def
+from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Host
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Port, VolumeFormat

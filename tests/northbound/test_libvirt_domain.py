@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hypervisor_shim.domain_xml import parse_domain
+from hypervisor_shim.xml.domain import parse_domain
 from nicagent.northbound.libvirt_domain import to_domain
 
 PIN = (

@@ -6,63 +6,15 @@ What differs is listed with its reason; anything else that differs is a failure.
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import libvirt
 import pytest
 
-from hypervisor_shim.driver import Identity
-from hypervisor_shim.memory import MemoryDriver
-from tests.hypervisor_shim import libvirtd as peer
+from tests.differential.pair import Pair
 from tests.hypervisor_shim.documents import BAD, GOOD, SEEN_DIFFERENTLY
-from tests.hypervisor_shim.serving import Closed, RawClient, domain, number, optional, serving, text
-
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(peer.missing() is not None, reason=peer.missing() or ""),
-]
-
-#: What makes the in-memory driver say of itself what the test driver says.
-LIKE_TEST = Identity(
-    hypervisor="TEST",
-    hypervisor_version=2,
-    library_version=9_000_000,
-    schemes=frozenset({"test"}),
-    paths=frozenset({"/default"}),
-    arch="i686",
-)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Where each of the two listens."""
-
-    theirs: Path
-    ours: Path
-
-    def uris(self) -> tuple[str, str]:
-        return f"test+unix:///default?socket={self.theirs}", f"test+unix:///default?socket={self.ours}"
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Both fresh: the test driver keeps its state for as long as a connection is open, so one is held."""
-    libvirt.registerErrorHandler(lambda *_: None, None)
-    with (
-        tempfile.TemporaryDirectory(prefix="lv-") as theirs,
-        tempfile.TemporaryDirectory(prefix="nic-") as ours,
-        peer.libvirtd(Path(theirs)) as daemon,
-        serving(MemoryDriver(identity=LIKE_TEST, uri="test:///default"), Path(ours)) as served,
-    ):
-        held = libvirt.open(daemon.uri)
-        yield Pair(daemon.path, served.path)
-        held.close()
-
+from tests.hypervisor_shim.serving import Closed, RawClient, domain, number, optional, text
 
 # ---- virsh -------------------------------------------------------------------------------------------
 
@@ -146,48 +98,23 @@ start test
 
 #: Commands whose answer differs, and why that is right.
 VIRSH_DIFFERS = {
-    "start test": "ids: the test driver counts the domains it started otherwise",
     "dominfo test": "the test driver's built-in domain is of type linux and has a security model of its own",
     "dominfo metal": "the test driver claims a security model, testSecurity; metal has none",
-    "inject-nmi metal": "the test driver injects into domains that are off",
     "hostname": "the machine's own",
-    "version": "the peer's library version and driver are its own",
     "domstats": "more than the state is told",
-    "domstats --state metal": "ids, once it was started",
     "dumpxml 1": "the test driver's built-in domain has devices",
-    "reset metal": "the test driver's reset does not ask whether the domain runs",
-    "vcpucount metal --maximum --config": "vCPU calls are not served yet",
     "shutdown metal": "wording: each driver has its own sentence for a domain that is off",
-    "destroy metal": "wording",
-    "start metal": "wording; virsh's sentence is the same",
     "undefine metal": "a transient domain has no definition: QEMU's driver says so, the test driver does not",
 }
 
-EXIT_DIFFERS = {"inject-nmi metal", "vcpucount metal --maximum --config", "undefine metal", "reset metal"}
-
-
-def run(uri: str, command: str, xml: Path) -> tuple[int, str]:
-    arguments = [word.replace("{xml}", str(xml)) for word in command.split()]
-    done = subprocess.run(
-        ["virsh", "-c", uri, *arguments], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-    )
-    shown = done.stdout + done.stderr
-    shown = re.sub(r"CPU time: .*", "CPU time: -", shown)
-    return done.returncode, shown.replace(uri, "URI")
+EXIT_DIFFERS = {"undefine metal"}
 
 
 def test_virsh_cannot_tell(pair: Pair, tmp_path: Path) -> None:
     xml = tmp_path / "metal.xml"
     xml.write_text(DEFINED)
-    theirs, ours = pair.uris()
-    wrong = []
-    for command in SCRIPT.splitlines():
-        expected, got = run(theirs, command, xml), run(ours, command, xml)
-        if expected[0] != got[0] and command not in EXIT_DIFFERS:
-            wrong.append(f"$ virsh {command}: exit {got[0]}, libvirtd {expected[0]}\n{got[1]}\n{expected[1]}")
-        elif expected[1] != got[1] and command not in VIRSH_DIFFERS:
-            wrong.append(f"$ virsh {command}\n--- libvirtd\n{expected[1]}--- ours\n{got[1]}")
-    assert not wrong, "\n".join(wrong)
+    commands = [line.replace("{xml}", str(xml)) for line in SCRIPT.splitlines()]
+    assert not (wrong := pair.differences(commands, VIRSH_DIFFERS, EXIT_DIFFERS)), "\n".join(wrong)
 
 
 # ---- documents ---------------------------------------------------------------------------------------

@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from hypervisor_shim.domain_def import DomainDef
-from hypervisor_shim.domain_xml import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.driver import (
+    ByteStream,
     Caller,
     ConsoleFlags,
-    ConsoleStream,
     CreateFlags,
     DefinedDetail,
     DestroyFlags,
@@ -49,6 +47,8 @@ from hypervisor_shim.errors import (
     not_running,
     uuid_text,
 )
+from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
+from hypervisor_shim.xml.domain_def import DomainDef
 
 DEFAULT_DOMAIN = """\
 <domain type='test'>
@@ -98,6 +98,9 @@ class EchoConsole:
             await self._changed.wait_for(lambda: len(self._kept) < _CONSOLE_BACKLOG or self._closed)
             self._kept += data
             self._changed.notify_all()
+
+    async def finish(self) -> None:
+        """What was written is kept: there is nothing to wait for."""
 
     async def close(self) -> None:
         async with self._changed:
@@ -302,7 +305,7 @@ class MemoryDriver(Driver):
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
-    ) -> ConsoleStream:
+    ) -> ByteStream:
         domain = self._running(uuid)
         assert domain.live is not None
         known = [*domain.live.serials, *domain.live.consoles]
@@ -323,7 +326,7 @@ class MemoryDriver(Driver):
 
     def _publish(self, event: DomainEvent) -> None:
         for sink in list(self._sinks):
-            sink.domain_event(event)
+            sink.event(event)
 
     def _tell(self, domain: _Domain, event: Lifecycle, detail: int) -> None:
         self._publish(LifecycleEvent(domain.info, event, detail))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from hypervisor_shim.driver import Family
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
-from hypervisor_shim.frame import NONNULL_DOMAIN
+from hypervisor_shim.frame import NONNULL_DOMAIN, NONNULL_NETWORK, NONNULL_SECRET
 from hypervisor_shim.procedures import Phase, Procedure
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import (
@@ -125,12 +127,45 @@ def _unregister_close(session: Session) -> None:
     session.wants_close_event = False
 
 
-def _register_event(session: Session, event_id: int, domain: tuple[str, bytes, int] | None) -> int:
-    return session.registrations.add(event_id, None if domain is None else domain[1])
+def _registering(family: Family, key: int | None) -> Callable[[Session, int, tuple[Any, ...] | None], int]:
+    """A handler of *EventRegisterAny: `key` is the member of the object's reference that names it, None
+    where the reference is the name alone."""
+
+    def register(session: Session, event_id: int, ref: Any) -> int:
+        named = ref if ref is None or key is None else ref[key]
+        return session.registrations.add(family, event_id, named)
+
+    return register
 
 
-def _deregister_event(session: Session, callback: int) -> None:
-    session.registrations.remove(callback)
+def _deregistering(family: Family) -> Callable[[Session, int], None]:
+    return lambda session, callback: session.registrations.remove(family, callback)
+
+
+def _event_rows() -> Iterator[Procedure]:
+    """Registering and its end, per family of objects."""
+    for family, name, first, ref, key in (
+        (Family.DOMAIN, "Domain", 316, NONNULL_DOMAIN, 1),
+        (Family.NETWORK, "Network", 313, NONNULL_NETWORK, 1),
+        (Family.POOL, "StoragePool", 368, NONNULL_NETWORK, 1),
+        (Family.NODE_DEVICE, "NodeDevice", 374, TEXT, None),
+        (Family.SECRET, "Secret", 380, NONNULL_SECRET, 0),
+    ):
+        yield Procedure(
+            first,
+            f"virConnect{name}EventRegisterAny",
+            _registering(family, key),
+            args=Record(INT, Optional(ref)),
+            reply=INT,
+            read_only=True,
+        )
+        yield Procedure(
+            first + 1,
+            f"virConnect{name}EventDeregisterAny",
+            _deregistering(family),
+            args=Record(INT),
+            read_only=True,
+        )
 
 
 ROWS = [
@@ -160,7 +195,5 @@ ROWS = [
               args=Record(OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT)),
     Procedure(360, "virConnectRegisterCloseCallback", _register_close, read_only=True),
     Procedure(361, "virConnectUnregisterCloseCallback", _unregister_close, read_only=True),
-    Procedure(316, "virConnectDomainEventRegisterAny", _register_event, read_only=True, reply=INT,
-              args=Record(INT, Optional(NONNULL_DOMAIN))),
-    Procedure(317, "virConnectDomainEventDeregisterAny", _deregister_event, read_only=True, args=Record(INT)),
+    *_event_rows(),
 ]  # fmt: skip

@@ -7,14 +7,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element
 
-from hypervisor_shim.domain_check import check_domain, memory_kib, parse_uuid
-from hypervisor_shim.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
-from hypervisor_shim.domain_fill import fill
-from hypervisor_shim.domain_shape import DOMAIN
 from hypervisor_shim.driver import MetadataKind
 from hypervisor_shim.errors import Code, Origin, error
-from hypervisor_shim.xml_read import declarations, namespace_of, read_document
-from hypervisor_shim.xml_write import write_element
+from hypervisor_shim.xml.domain_check import check_domain, memory_kib, parse_uuid
+from hypervisor_shim.xml.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
+from hypervisor_shim.xml.domain_fill import fill
+from hypervisor_shim.xml.domain_shape import DOMAIN
+from hypervisor_shim.xml.read import declarations, namespace_of, read_document
+from hypervisor_shim.xml.write import write_element
 
 DEFAULT_ARCH = "x86_64"
 

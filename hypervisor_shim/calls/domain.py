@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from hypervisor_shim.domain_def import DomainDef
-from hypervisor_shim.domain_xml import parse_domain
 from hypervisor_shim.driver import (
+    ByteStream,
     ConsoleFlags,
-    ConsoleStream,
     CreateFlags,
     DestroyFlags,
     DomainInfo,
@@ -48,6 +46,8 @@ from hypervisor_shim.xdr import (
     Tag,
     WideChars,
 )
+from hypervisor_shim.xml.domain import parse_domain
+from hypervisor_shim.xml.domain_def import DomainDef
 
 Ref = tuple[bytes, bytes]  # UUID and name, as the client sent them
 DOMAIN = DomainRef()
@@ -427,7 +427,7 @@ async def _set_metadata(
     await session.driver.set_metadata(session.caller, info.uuid, known, text, key, uri, impact)
 
 
-async def _open_console(session: Session, ref: Ref, device: str | None, flags: int) -> ConsoleStream:
+async def _open_console(session: Session, ref: Ref, device: str | None, flags: int) -> ByteStream:
     info = _find(session, ref)
     known = ConsoleFlags(_flags(flags, 3, "virDomainOpenConsole"))
     if not info.active:

@@ -10,10 +10,10 @@ import secrets
 from collections.abc import Iterable
 from xml.etree.ElementTree import Element, SubElement
 
-from hypervisor_shim.domain_check import disk_index, memory_kib, parse_uuid
-from hypervisor_shim.domain_shape import DOMAIN, keep_known
 from hypervisor_shim.errors import uuid_text
-from hypervisor_shim.xml_read import declarations, namespace_of
+from hypervisor_shim.xml.domain_check import disk_index, memory_kib, parse_uuid
+from hypervisor_shim.xml.domain_shape import DOMAIN, keep_known
+from hypervisor_shim.xml.read import declarations, namespace_of
 
 #: Which bus a disk's name implies, and how a bus numbers its drives: (units a bus, buses a controller).
 _BUS_OF_NAME = {

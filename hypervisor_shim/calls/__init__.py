@@ -1,0 +1,1 @@
+"""The procedures, a module per family; each ends in its `ROWS`."""

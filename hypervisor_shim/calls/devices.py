@@ -1,0 +1,7 @@
+"""Attach, detach and update devices."""
+
+from __future__ import annotations
+
+from hypervisor_shim.procedures import Procedure
+
+ROWS: list[Procedure] = []

@@ -1,0 +1,7 @@
+"""The machine behind the connection."""
+
+from __future__ import annotations
+
+from hypervisor_shim.procedures import Procedure
+
+ROWS: list[Procedure] = []

@@ -1,0 +1,7 @@
+"""Network filters and their bindings."""
+
+from __future__ import annotations
+
+from hypervisor_shim.procedures import Procedure
+
+ROWS: list[Procedure] = []

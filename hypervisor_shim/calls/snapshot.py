@@ -1,0 +1,7 @@
+"""Snapshots and checkpoints."""
+
+from __future__ import annotations
+
+from hypervisor_shim.procedures import Procedure
+
+ROWS: list[Procedure] = []

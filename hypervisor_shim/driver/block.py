@@ -1,0 +1,7 @@
+"""The block layer under a domain: jobs, sizes, limits."""
+
+from __future__ import annotations
+
+
+class Block:
+    """The block layer under a domain: jobs, sizes, limits."""

@@ -1,0 +1,7 @@
+"""Secrets: keys that definitions name and never hold."""
+
+from __future__ import annotations
+
+
+class Secrets:
+    """Secrets: keys that definitions name and never hold."""

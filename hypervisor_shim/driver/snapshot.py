@@ -1,0 +1,7 @@
+"""Snapshots of domains."""
+
+from __future__ import annotations
+
+
+class Snapshots:
+    """Snapshots of domains."""

@@ -1,0 +1,35 @@
+"""Bytes that flow beside the calls: a console, a volume's content, a picture of the screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class ByteStream(Protocol):
+    """One client's hold on a stream of bytes. The library closes it exactly once.
+
+    Of a one-way stream, what only takes (an upload) lets a `read` wait until it is closed; what only gives
+    (a download) raises from `write`.
+    """
+
+    async def read(self, limit: int) -> bytes:
+        """At least 1 and at most `limit` bytes; b"" at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """Take all of `data`. Returning late is the backpressure: the client's socket is not read."""
+
+    async def finish(self) -> None:
+        """The client has sent everything and wants to know whether it arrived: returns once it is durable,
+        raises LibvirtError if it is not. Not called when the client aborts or goes away."""
+
+    async def close(self) -> None:
+        """Give back what is held. A pending read may raise or return b""."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The result of a call that opens a stream and also answers something (a screenshot's MIME type)."""
+
+    stream: ByteStream
+    value: Any = None

@@ -1,0 +1,1 @@
+"""libvirt's documents: parsed, checked, normalised, written. A module per kind of object."""
