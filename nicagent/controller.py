@@ -8,9 +8,8 @@ durable and, where the docstring says so, carried out. Everything that changes i
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from nicagent.config import Config
@@ -19,29 +18,23 @@ from nicagent.lifecycle import Event
 from nicagent.model import (
     Cause,
     Change,
-    Disk,
     Domain,
     DomainEvent,
     DomainStatus,
-    Export,
-    ExportIdentity,
     ExportStatus,
     HostState,
     HostStatus,
-    Port,
-    PortBinding,
     PortStatus,
     Power,
     PowerAction,
 )
-from nicagent.store import HostRecord, Run, Store
+from nicagent.placement import DeriveExports, Placement
+from nicagent.store import HostRecord, Store
 from nicagent.walker import AGENT, WIRING, Parts, Walker
 
 log = logging.getLogger("nicagent.controller")
 
 Watcher = Callable[[Change], None]
-# domain UUID, host, its disks, identities stored before → what is to be exported
-DeriveExports = Callable[[str, str, Sequence[Disk], Mapping[str, ExportIdentity]], tuple[Export, ...]]
 
 ROOM_SECONDS = 10.0  # between two looks whether a full disk has room again
 AUTOSTART_SECONDS = 60.0  # a host whose power cannot be read for so long after the boot is passed over
@@ -64,10 +57,9 @@ class Controller:
     def __init__(
         self, config: Config, store: Store, parts: Mapping[str, Parts], derive: DeriveExports
     ) -> None:
-        self._config = config
         self._store = store
         self._parts = parts
-        self._derive = derive
+        self._placement = Placement(config, store, derive)
         self._walkers: dict[str, Walker] = {}
         self._domains: dict[str, Domain] = {}
         self._active: dict[str, str] = {}  # domain uuid → host it occupies
@@ -351,8 +343,9 @@ class Controller:
                 domain = replace(domain, persistent=domain.uuid in self._domains)
             if domain.uuid in self._active:
                 raise NicagentError(Kind.WRONG_STATE, "domain is already running")
-            walker = self._place(domain)
-            run = await self._plan(domain, walker.parts)
+            walker = self._placement.place(domain, self._walkers)
+            await self._forget_derived(domain.uuid)
+            run = await self._placement.plan(domain, walker.parts)
             step = await walker.ask(Event.START, cause, run=run, until=STARTED)
         state = await step.reached
         if state is HostState.RUNNING:
@@ -367,72 +360,6 @@ class Controller:
             if state is HostState.FAULT
             else "",
         )
-
-    def _place(self, domain: Domain) -> Walker:
-        """The host to run on: the pinned one, else the first that is free, off and big enough."""
-        refusals = []
-        for name, walker in self._walkers.items():
-            if domain.host is not None and domain.host != name:
-                continue
-            refusal = self._refusal(domain, walker)
-            if refusal is None:
-                return walker
-            refusals.append(f"{name} {refusal}")
-        raise NicagentError(
-            Kind.WRONG_STATE,
-            f"no host can take domain {domain.name}: "
-            f"{'; '.join(refusals) or f'{domain.host} is not in the config'}",
-            "nicagent hosts shows them all",
-        )
-
-    def _refusal(self, domain: Domain, walker: Walker) -> str | None:
-        config = walker.parts.config
-        if walker.record.state is not HostState.FREE:
-            return f"is {walker.record.state.value} ({walker.record.reason})"
-        if walker.power is Power.ON:
-            return f"is switched on without a domain (nicagent power off {walker.parts.name})"
-        if walker.power is Power.UNKNOWN:
-            return f"has no readable power state ({walker.trouble or 'not read yet: ask again in a moment'})"
-        if len(domain.ports) > len(config.nics):
-            return f"has {len(config.nics)} NICs for {len(domain.ports)} interfaces"
-        for port, nic in zip(domain.ports, config.nics, strict=False):
-            if port.mac not in (None, nic.mac):
-                return f"has a NIC with MAC {nic.mac}, not {port.mac} (leave it out of the definition)"
-        if domain.memory_kib > config.memory_mib * 1024:
-            return f"has {config.memory_mib} MiB of memory, {domain.memory_kib // 1024} are asked for"
-        if domain.vcpus > config.cpus:
-            return f"has {config.cpus} CPUs, {domain.vcpus} are asked for"
-        return None
-
-    async def _plan(self, domain: Domain, parts: Parts) -> Run:
-        """Everything that the run needs, resolved before anything is touched."""
-        await self._forget_derived(domain.uuid)
-        bindings = []
-        for number, port in enumerate(domain.ports):
-            bindings.append(await self._bind(domain, port, parts, number))
-        known = await self._store.identities(domain.uuid)
-        exports = self._derive(domain.uuid, parts.name, domain.disks, known)
-        await self._store.put_identities(domain.uuid, exports)
-        return Run(domain, await self._store.next_domain_id(), tuple(bindings), exports)
-
-    async def _bind(self, domain: Domain, port: Port, parts: Parts, number: int) -> PortBinding:
-        nic = parts.config.nics[number]
-        segment = self._config.segments.get(port.segment)
-        if segment is None or parts.network is None:
-            known = ", ".join(self._config.segments) or "none"
-            raise NicagentError(Kind.NOT_FOUND, f"no segment is called {port.segment!r}", f"known: {known}")
-        if port.ipv4 is not None:
-            if not _lies_in(port.ipv4, segment.cidr):
-                raise NicagentError(
-                    Kind.INVALID,
-                    f"{port.name} of {domain.name} wants {port.ipv4}, which is no address of {segment.cidr}",
-                    f"take one of segment {port.segment}, or leave it to the agent",
-                )
-            first = last = port.ipv4
-        else:
-            first, last = segment.range
-        address = await self._store.lease(port.segment, domain.uuid, port.name, first, last)
-        return PortBinding(port, nic.device, nic.mac, address, domain.name)
 
     def _occupied(self, uuid: str) -> Walker:
         host = self._active.get(uuid)
@@ -514,13 +441,6 @@ class Controller:
             return self.host(host)
         await self.power(host, PowerAction.OFF, cause)
         return await self.power(host, PowerAction.ON, cause)
-
-
-def _lies_in(address: str, cidr: str) -> bool:
-    try:
-        return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(cidr)
-    except ValueError:
-        return False
 
 
 def _host_status(record: HostRecord, power: Power) -> HostStatus:
