@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from nicagent.config import Config
-from nicagent.errors import Kind, NicagentError
+from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.lifecycle import Event
 from nicagent.model import (
     Cause,
@@ -201,7 +201,7 @@ class Controller:
         host = self._active.get(uuid)
         run = self._walkers[host].record.run if host is not None else None
         if run is None:
-            raise NicagentError(Kind.NOT_FOUND, f"no domain with matching uuid '{uuid}'")
+            raise NicagentError(Kind.NOT_FOUND, f"no domain with matching uuid '{uuid}'", of=Thing.DOMAIN)
         return run.domain
 
     def _idle_status(self, domain: Domain) -> DomainStatus:

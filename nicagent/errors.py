@@ -19,17 +19,36 @@ class Kind(StrEnum):
     INTERNAL = "internal"  # our own fault
 
 
+class Thing(StrEnum):
+    """What a failure is about. Most faces do not care; libvirt has a code of its own for each thing that is
+    not found.
+    """
+
+    DOMAIN = "domain"
+    SEGMENT = "segment"
+    PORT = "port"
+    FILTER = "filter"
+    INTERFACE = "interface"
+    POOL = "pool"
+    VOLUME = "volume"
+    DEVICE = "device"
+    SECRET = "secret"  # noqa: S105 (a word, not one)
+    SNAPSHOT = "snapshot"
+
+
 class NicagentError(Exception):
     """A failure with a sentence for people.
 
-    `message` says what happened and where; `hint` what to do next. Neither carries secrets.
+    `message` says what happened and where; `hint` what to do next. Neither carries secrets. `of`: what
+    was NOT_FOUND or EXISTS, where a face may want to know.
     """
 
-    def __init__(self, kind: Kind, message: str, hint: str = "") -> None:
+    def __init__(self, kind: Kind, message: str, hint: str = "", *, of: Thing | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.hint = hint
+        self.of = of
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message

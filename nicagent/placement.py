@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 
 from nicagent.config import Config
-from nicagent.errors import Kind, NicagentError
+from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Disk, Domain, Export, ExportIdentity, HostState, Port, PortBinding, Power
 from nicagent.store import Run, Store
 from nicagent.walker import Parts, Walker
@@ -107,7 +107,12 @@ class Placement:
         segment = self._config.segments.get(port.segment)
         if segment is None or parts.network is None:
             known = ", ".join(self._config.segments) or "none"
-            raise NicagentError(Kind.NOT_FOUND, f"no segment is called {port.segment!r}", f"known: {known}")
+            raise NicagentError(
+                Kind.NOT_FOUND,
+                f"no segment is called {port.segment!r}",
+                f"known: {known}",
+                of=Thing.SEGMENT,
+            )
         if port.ipv4 is not None:
             if not _lies_in(port.ipv4, segment.cidr):
                 raise NicagentError(

@@ -44,33 +44,9 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
+from nicagent.northbound.libvirt_words import cause_of, translated
 
 log = logging.getLogger("nicagent.libvirt")
-
-CODES: Mapping[Kind, Code] = {
-    Kind.INVALID: Code.INVALID_ARG,
-    Kind.NOT_FOUND: Code.OPERATION_FAILED,
-    Kind.EXISTS: Code.OPERATION_FAILED,
-    Kind.WRONG_STATE: Code.OPERATION_INVALID,
-    Kind.UNSUPPORTED: Code.CONFIG_UNSUPPORTED,
-    Kind.DENIED: Code.ACCESS_DENIED,
-    Kind.UNAVAILABLE: Code.OPERATION_FAILED,
-    Kind.NO_SPACE: Code.OPERATION_FAILED,
-    Kind.INTERNAL: Code.INTERNAL_ERROR,
-}
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Our errors in libvirt's words."""
-    try:
-        yield
-    except NicagentError as e:
-        raise error(CODES[e.kind], str(e)) from None
-
-
-def _cause(caller: Caller, why: str) -> Cause:
-    return Cause(f"{caller.identity} ({caller.peer})", f"libvirt {why}")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -223,47 +199,47 @@ class MetalDriver(Driver):
         return to_domain(with_nic_macs(definition, self._config.hosts, taken), self._pools)
 
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
-        with _translated():
+        with translated():
             domain = self._domain(definition)
-            await self._controller.define(domain, _cause(caller, "define"))
+            await self._controller.define(domain, cause_of(caller, "define"))
         return self._infos[definition.uuid]
 
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
-        await self._act(uuid, self._controller.undefine, _cause(caller, "undefine"))
+        await self._act(uuid, self._controller.undefine, cause_of(caller, "undefine"))
 
     async def create(self, caller: Caller, uuid: bytes, flags: CreateFlags) -> DomainInfo:
         _only_plain(flags)
         self._definition(uuid)
-        with _translated():
-            await self._controller.start(_text(uuid), _cause(caller, "start"))
+        with translated():
+            await self._controller.start(_text(uuid), cause_of(caller, "start"))
         return self._infos[uuid]
 
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
         _only_plain(flags)
-        with _translated():
+        with translated():
             domain = self._domain(definition)
-            await self._controller.create(domain, _cause(caller, "create"))
+            await self._controller.create(domain, cause_of(caller, "create"))
         return self._infos[definition.uuid]
 
     async def destroy(self, caller: Caller, uuid: bytes, flags: DestroyFlags) -> None:
-        await self._act(uuid, self._controller.destroy, _cause(caller, "destroy"))
+        await self._act(uuid, self._controller.destroy, cause_of(caller, "destroy"))
 
     async def shutdown(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
         _only_acpi(flags, "shutdown")
-        await self._act(uuid, self._controller.shutdown, _cause(caller, "shutdown"))
+        await self._act(uuid, self._controller.shutdown, cause_of(caller, "shutdown"))
 
     async def reboot(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
         """Graceful, as libvirt means it: the OS goes down by the power button, then the host comes up."""
         _only_acpi(flags, "reboot")
-        await self._act(uuid, self._controller.reboot, _cause(caller, "reboot"))
+        await self._act(uuid, self._controller.reboot, cause_of(caller, "reboot"))
 
     async def reset(self, caller: Caller, uuid: bytes) -> None:
-        await self._act(uuid, self._controller.reset, _cause(caller, "reset"))
+        await self._act(uuid, self._controller.reset, cause_of(caller, "reset"))
 
     async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
         self._definition(uuid)
-        with _translated():
-            await self._controller.set_autostart(_text(uuid), autostart, _cause(caller, "autostart"))
+        with translated():
+            await self._controller.set_autostart(_text(uuid), autostart, cause_of(caller, "autostart"))
         self._remember(self._status(uuid))
 
     async def set_metadata(
@@ -280,8 +256,8 @@ class MetalDriver(Driver):
             # Its definition is that of its run; to keep a changed one would make it persistent unasked.
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
         changed = domain_xml.set_metadata(_parsed(self._definition(uuid).xml), kind, text, key, uri)
-        with _translated():
-            await self._controller.define(to_domain(changed, self._pools), _cause(caller, "metadata"))
+        with translated():
+            await self._controller.define(to_domain(changed, self._pools), cause_of(caller, "metadata"))
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
@@ -300,7 +276,7 @@ class MetalDriver(Driver):
 
     async def _act(self, uuid: bytes, act: Callable[[str, Cause], Awaitable[None]], cause: Cause) -> None:
         self._definition(uuid)  # an unknown UUID has a code of its own
-        with _translated():
+        with translated():
             await act(_text(uuid), cause)
 
     # ---- events

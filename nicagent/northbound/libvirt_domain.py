@@ -22,7 +22,7 @@ from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml import domain_def
 from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Host
-from nicagent.errors import Kind, NicagentError
+from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Port, VolumeFormat
 
 # One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
@@ -110,7 +110,9 @@ def _volume(where: str, pool: str, volume: str, pools: Mapping[str, Path]) -> Pa
     directory = pools.get(pool)
     if directory is None:
         known = ", ".join(pools) or "none"
-        raise NicagentError(Kind.NOT_FOUND, f"{where}: no pool is called '{pool}'", f"known: {known}")
+        raise NicagentError(
+            Kind.NOT_FOUND, f"{where}: no pool is called '{pool}'", f"known: {known}", of=Thing.POOL
+        )
     if "/" in volume or volume in ("", ".", ".."):
         raise NicagentError(Kind.INVALID, f"{where}: '{volume}' is no name of a volume", "give its bare name")
     return directory / volume
