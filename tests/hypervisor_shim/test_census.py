@@ -1,0 +1,68 @@
+"""The census of procedures is true of the installed libvirt: every function it has is called."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from hypervisor_shim.frame import Program
+from hypervisor_shim.procedure_names import CENSUS
+from hypervisor_shim.server import make_tables
+
+#: Called by no function of their own: the rest of the handshake, and a connection that asks for its name.
+_BY_NOBODY = {2, 67, 68, 69, 70, 110}
+_MEASURED_WITH = 443  # the last procedure of the libvirt (9.0) that the tests run with
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[tuple[int, int], set[str]]:
+    argv = [sys.executable, "-m", "tests.hypervisor_shim.census"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"the census stopped at: {done.stderr.splitlines()[-1:]}"
+    found: dict[tuple[int, int], set[str]] = {}
+    for line in done.stdout.splitlines():
+        program, procedure, function = line.split()
+        found.setdefault((int(program), int(procedure)), set()).add(function)
+    return found
+
+
+def test_each_number_is_what_the_function_of_its_name_calls(
+    measured: dict[tuple[int, int], set[str]],
+) -> None:
+    helper = (Program.REMOTE, 60), (Program.REMOTE, 66)  # asked on the way to something else
+    wrong = {
+        key: (functions, CENSUS[key[0]].get(key[1]))
+        for key, functions in measured.items()
+        if CENSUS[key[0]].get(key[1]) not in functions and key not in helper
+    }
+    assert not wrong, f"(functions that called it, name in the census): {wrong}"
+
+
+def test_no_number_is_in_the_census_that_nobody_calls(measured: dict[tuple[int, int], set[str]]) -> None:
+    listed = {n for n in CENSUS[Program.REMOTE] if n <= _MEASURED_WITH} - _BY_NOBODY
+    called = {number for program, number in measured if program == Program.REMOTE}
+    assert listed == called
+
+
+def test_every_function_that_asks_the_server_something_is_in_the_census(
+    measured: dict[tuple[int, int], set[str]],
+) -> None:
+    assert len(set().union(*measured.values())) > 400, "most of libvirt's functions make a call"
+
+
+def test_rows_carry_the_name_of_the_census() -> None:
+    wrong = [
+        (number, entry.procedure.api, CENSUS[program].get(number))
+        for program, table in make_tables().by_program.items()
+        for number, entry in table.items()
+        if entry.procedure.api != CENSUS[program].get(number, entry.procedure.api)
+    ]
+    assert not wrong, f"(number, the row's name, the census's): {wrong}"
+
+
+def test_names_are_names() -> None:
+    for table in CENSUS.values():
+        assert all(re.fullmatch(r"vir[A-Z][A-Za-z0-9]+", name) for name in table.values())
