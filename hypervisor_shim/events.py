@@ -39,14 +39,13 @@ from hypervisor_shim.driver.events import (
 from hypervisor_shim.driver.facts import DomainInfo
 from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.frame import (
-    HEADER,
-    HEADER_SIZE,
     NONNULL_DOMAIN,
     NONNULL_NETWORK,
     NONNULL_SECRET,
     Program,
     Status,
     Type,
+    packet,
 )
 from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, TYPED_PARAM, UHYPER, Array, Codec, Record
 
@@ -58,6 +57,10 @@ _IDS: Mapping[Family, tuple[int, str]] = {
     Family.NODE_DEVICE: (2, "node device"),
     Family.SECRET: (2, "secret"),
 }
+#: Clients from before 2013 register for a domain event by its id alone (below `_OLD_IDS`), for all domains;
+#: what they get has a procedure number of its own and no callback id in front. Event id → procedure.
+_OLD: Mapping[int, int] = {0: 107, 1: 169, 3: 171, 4: 172, 6: 195, 8: 224, 15: 311}
+_OLD_IDS = 16
 REGISTRATIONS_MAX = 1024  # per client
 CONNECTION_CLOSED = 362  # the event of procedure 360
 
@@ -180,7 +183,7 @@ class Registrations:
 
     def __init__(self) -> None:
         self._next = 0
-        #: callback id → family, event id, the one object or None for all
+        #: callback id → family, event id, the one object or None for all; below 0: as old clients do
         self._by_callback: dict[int, tuple[Family, int, Key | None]] = {}
 
     def add(self, family: Family, event_id: int, key: Key | None) -> int:
@@ -196,9 +199,23 @@ class Registrations:
         self._by_callback[callback] = (family, event_id, key)
         return callback
 
+    def add_old(self, event_id: int) -> None:
+        """Register as old clients do."""
+        if not 0 <= event_id < _OLD_IDS:
+            raise error(Code.INTERNAL_ERROR, f"unsupported event ID {event_id}", origin=Origin.RPC)
+        callback = self.add(Family.DOMAIN, event_id, None)
+        self._by_callback[-1 - event_id] = self._by_callback.pop(callback)
+
+    def remove_old(self, event_id: int) -> None:
+        """End what `add_old` began."""
+        if not 0 <= event_id < _OLD_IDS:
+            raise error(Code.INTERNAL_ERROR, f"unsupported event ID {event_id}", origin=Origin.RPC)
+        if self._by_callback.pop(-1 - event_id, None) is None:
+            raise error(Code.INTERNAL_ERROR, f"domain event {event_id} not registered", origin=Origin.RPC)
+
     def remove(self, family: Family, callback: int) -> None:
         """End a registration; the id of another family's is unknown here."""
-        if self._by_callback.get(callback, (None,))[0] is not family:
+        if callback < 0 or self._by_callback.get(callback, (None,))[0] is not family:
             name = _IDS[family][1]
             raise error(
                 Code.INTERNAL_ERROR, f"{name} event callback {callback} not registered", origin=Origin.RPC
@@ -212,6 +229,7 @@ class Registrations:
         """The packets this client gets for `event`: one per matching registration."""
         for callback, (family, event_id, key) in self._by_callback.items():
             if event_id == event.event_id and family is event.family and (key is None or key == event.key):
-                size = HEADER_SIZE + 4 + len(event.body)
-                header = HEADER.pack(size, Program.REMOTE, 1, event.procedure, Type.MESSAGE, 0, Status.OK)
-                yield header + callback.to_bytes(4, "big") + event.body
+                old = callback < 0
+                procedure = _OLD[event_id] if old else event.procedure
+                body = event.body if old else callback.to_bytes(4, "big") + event.body
+                yield packet(Program.REMOTE, 1, procedure, Type.MESSAGE, 0, Status.OK, body)

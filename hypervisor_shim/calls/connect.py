@@ -142,6 +142,27 @@ def _deregistering(family: Family) -> Callable[[Session, int], None]:
     return lambda session, callback: session.registrations.remove(family, callback)
 
 
+_LIFECYCLE = 0  # the one event there was at first
+
+
+def _register_lifecycle(session: Session) -> int:
+    session.registrations.add_old(_LIFECYCLE)
+    return 0
+
+
+def _deregister_lifecycle(session: Session) -> int:
+    session.registrations.remove_old(_LIFECYCLE)
+    return 0
+
+
+def _register_old(session: Session, event_id: int) -> None:
+    session.registrations.add_old(event_id)
+
+
+def _deregister_old(session: Session, event_id: int) -> None:
+    session.registrations.remove_old(event_id)
+
+
 def _event_rows() -> Iterator[Procedure]:
     """Registering and its end, per family of objects."""
     for family, name, first, ref, key in (
@@ -195,5 +216,9 @@ ROWS = [
               args=Record(OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT)),
     Procedure(360, "virConnectRegisterCloseCallback", _register_close, read_only=True),
     Procedure(361, "virConnectUnregisterCloseCallback", _unregister_close, read_only=True),
+    Procedure(105, "virConnectDomainEventRegister", _register_lifecycle, reply=INT, read_only=True),
+    Procedure(106, "virConnectDomainEventDeregister", _deregister_lifecycle, reply=INT, read_only=True),
+    Procedure(167, "virConnectDomainEventRegisterAny", _register_old, args=Record(INT), read_only=True),
+    Procedure(168, "virConnectDomainEventDeregisterAny", _deregister_old, args=Record(INT), read_only=True),
     *_event_rows(),
 ]  # fmt: skip

@@ -284,3 +284,37 @@ def test_lengths_out_of_bounds_end_the_connection_with_both(pair: Pair, length: 
             client.sock.sendall(length.to_bytes(4, "big") + bytes(24))
             with pytest.raises(Closed):
                 client.receive()
+
+
+def test_events_as_old_clients_register_for_them(pair: Pair) -> None:
+    """105, 106, 167, 168: what clients before 2013 know. The packets are the same, byte for byte."""
+    seen: list[list[tuple[int, int, bytes | str]]] = []
+    for path in (pair.theirs, pair.ours):
+        answers = []
+        with RawClient(path) as client:
+            client.open("test:///default")
+
+            def ask(procedure: int, body: bytes = b"", client: RawClient = client) -> None:
+                client.send(procedure, body)
+                got = [client.receive()]
+                while not client.silent(0.1):
+                    got.append(client.receive())
+                got.sort(key=lambda answer: answer.type)
+                answers.extend((a.procedure, a.code, a.message or a.body) for a in got)  # noqa: B023
+
+            ask(106)
+            ask(105)
+            ask(105)
+            ask(167, number(0))
+            for event in (1, 15, 16, 40, -1):
+                ask(167, number(event))
+                ask(168, number(event))
+            ask(12, domain())
+            ask(9, domain())
+            ask(106)
+            ask(168, number(0))
+            ask(167, number(0))
+            ask(106)
+        seen.append(answers)
+    assert seen[0] == seen[1]
+    assert sum(procedure == 107 for procedure, *_ in seen[1]) == 2, "stopped, started"

@@ -187,6 +187,8 @@ class RawClient:
 
     def silent(self, seconds: float = 0.3) -> bool:
         """Whether nothing comes within `seconds`."""
+        if self._kept:
+            return False
         before = self.sock.gettimeout()
         self.sock.settimeout(seconds)
         try:
