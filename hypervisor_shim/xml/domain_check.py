@@ -33,7 +33,7 @@ _VALUES: dict[tuple[str, str], frozenset[str]] = {
         ("devices/memballoon", "model", "virtio xen none virtio-transitional virtio-non-transitional"),
     )
 }
-_REQUIRED = (("os/boot", "dev"),)
+_REQUIRED = (("os/boot", "dev"), ("devices/memballoon", "model"))
 _VIRT_TYPES = _words("qemu kvm xen lxc uml openvz test vmware hyperv vbox phyp parallels bhyve vz hvf")
 _OS_TYPES = _words("hvm xen linux exe uml xenpvh")
 _ARCHES = _words(
@@ -86,11 +86,15 @@ def memory_kib(root: Element, tag: str) -> int:
     element = root.find(tag)
     if element is None or not element.text:
         return 0
-    text = element.text.strip()
+    return memory_size_kib(element.text, element.get("unit", "KiB"), f"./{tag}[1]")
+
+
+def memory_size_kib(number: str, unit: str, where: str) -> int:
+    """A size in a unit of libvirt's, in KiB, rounded up. `where`: the place, for the sentence of an error."""
+    text = number.strip()
     if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
-        detail = f"Invalid value '{element.text}' for element or attribute './{tag}[1]'"
+        detail = f"Invalid value '{number}' for element or attribute '{where}'"
         raise error(Code.XML_ERROR, detail, origin=Origin.XML)
-    unit = element.get("unit", "KiB")
     factor: int | None = _SUFFIXES.get(unit.lower())
     if factor is None:
         raise error(Code.INVALID_ARG, f"unknown suffix '{unit}'", origin=Origin.NONE)

@@ -7,11 +7,26 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import count
 from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.errors import uuid_text
 from hypervisor_shim.xml.domain_check import disk_index, memory_kib, parse_uuid
+from hypervisor_shim.xml.domain_defaults import (
+    drop_aliases,
+    drop_snapshot_of_readonly,
+    drop_what_says_nothing,
+    fill_clock,
+    fill_cpu,
+    fill_videos,
+    numa_memory_kib,
+    number_controllers,
+    one_devices,
+    put_in_order,
+    switch_features,
+    tidy_characters,
+)
 from hypervisor_shim.xml.domain_shape import DOMAIN, keep_known
 from hypervisor_shim.xml.read import declarations, namespace_of
 
@@ -32,17 +47,25 @@ _MAC_PREFIX = (0x52, 0x54, 0x00)
 def fill(sent: Element, arch: str) -> Element:
     """The normalised document for the checked one a client sent. `arch`: of guests that name none."""
     root = keep_known(sent, DOMAIN)
+    devices = one_devices(root)
+    if root.find("devices") is None:
+        _insert(root, devices)
+    drop_what_says_nothing(root)
     _identity(root)
-    _metadata(root)
+    _metadata(root, declarations(sent))
     _sizes(root)
     _os(root, arch)
-    _cpu_and_clock(root)
+    fill_cpu(root)
+    switch_features(root)
+    _clock(root)
     _actions(root)
-    devices = root.find("devices")
-    if devices is None:
-        devices = Element("devices")
-        _insert(root, devices)
+    put_in_order(root)
+    drop_aliases(devices)
+    tidy_characters(devices)
+    number_controllers(devices)
+    fill_videos(devices)
     _disks(devices)
+    drop_snapshot_of_readonly(devices)
     for interface in devices.iterfind("interface"):
         _interface(interface)
     _characters(devices, root.findtext("os/type") == "hvm")
@@ -93,12 +116,13 @@ def _identity(root: Element) -> None:
             root.remove(element)
 
 
-def _metadata(root: Element) -> None:
-    """Only elements with a namespace are kept, one for each namespace: the first."""
+def _metadata(root: Element, outer: Mapping[str, str]) -> None:
+    """Only elements with a namespace are kept, one for each namespace: the first. `outer`: the prefixes that
+    the document's root declares."""
     metadata = root.find("metadata")
     if metadata is None:
         return
-    scope = {**declarations(root), **declarations(metadata)}
+    scope = {**outer, **declarations(metadata)}
     seen: set[str] = set()
     for element in list(metadata):
         element.tail = None
@@ -107,16 +131,22 @@ def _metadata(root: Element) -> None:
             metadata.remove(element)
             continue
         seen.add(uri)
-        for prefix, outer in scope.items():  # what was declared further out goes with the element
+        used = {name.rpartition(":")[0] for inner in element.iter() for name in (inner.tag, *inner.attrib)}
+        for prefix, declared in scope.items():  # what was declared further out goes with the element
             name = f"xmlns:{prefix}" if prefix else "xmlns"
-            if name not in element.attrib and element.tag.rpartition(":")[0] == prefix:
-                element.set(name, outer)
+            if name not in element.attrib and prefix in used:
+                element.set(name, declared)
     metadata.attrib.clear()
     metadata.text = None
 
 
 def _sizes(root: Element) -> None:
-    maximum = memory_kib(root, "memory")
+    maximum = numa_memory_kib(root) or memory_kib(root, "memory")
+    limit = root.find("maxMemory")
+    if limit is not None:
+        limit.text = str(memory_kib(root, "maxMemory"))
+        slots = {"slots": limit.attrib["slots"]} if "slots" in limit.attrib else {}
+        limit.attrib = slots | {"unit": "KiB"}
     current = min(memory_kib(root, "currentMemory") or maximum, maximum)
     for tag, size in (("memory", maximum), ("currentMemory", current)):
         element = _set(root, tag, str(size))
@@ -147,19 +177,12 @@ def _os(root: Element, arch: str) -> None:
         os_.insert(later[0] if later else len(os_), Element("boot", dev="hd"))
 
 
-def _cpu_and_clock(root: Element) -> None:
-    topology = root.find("cpu/topology")
-    if topology is not None and "dies" not in topology.attrib:
-        given = dict(topology.attrib)
-        topology.attrib = {"sockets": given.pop("sockets", "1"), "dies": "1", **given}
-    model = root.find("cpu/model")
-    if model is not None and "fallback" not in model.attrib:
-        model.attrib = {"fallback": "allow", **model.attrib}
+def _clock(root: Element) -> None:
     clock = root.find("clock")
     if clock is None:
         clock = Element("clock")
         _insert(root, clock)
-    clock.attrib = {"offset": clock.get("offset", "utc"), **clock.attrib}
+    fill_clock(clock)
 
 
 def _actions(root: Element) -> None:
@@ -287,12 +310,12 @@ def _target_type(device: Element) -> str | None:
 
 
 def _number_ports(serials: Iterable[Element]) -> None:
-    highest = -1
-    for serial in serials:
-        target = _target(serial)
-        if "port" not in target.attrib:
-            target.set("port", str(highest + 1))
-        highest = max(highest, int(target.attrib["port"]) if target.attrib["port"].isdigit() else 0)
+    targets = [_target(serial) for serial in serials]
+    given = [int(port) for target in targets if (port := target.get("port", "")).isdecimal()]
+    free = count(max(given, default=-1) + 1)
+    for target in targets:
+        if not target.get("port", "").isdecimal():
+            target.set("port", str(next(free)))
 
 
 def _mirror(serial: Element, console: Element) -> None:
@@ -327,26 +350,36 @@ def _controllers(devices: Element) -> None:
 
 
 def _screens(devices: Element) -> None:
-    for i, model in enumerate(devices.iterfind("video/model")):
-        model.attrib.setdefault("heads", "1")
-        if i == 0:
-            model.attrib.setdefault("primary", "yes")
     for graphics in devices.iterfind("graphics"):
-        if graphics.get("type") not in ("vnc", "spice"):
+        kind = graphics.get("type")
+        if kind not in ("vnc", "spice"):
             continue
-        auto = graphics.get("autoport") == "yes" or graphics.get("port") in (None, "-1")
-        listens = graphics.findall("listen")
-        address = graphics.get("listen") or next((x.get("address") for x in listens), None)
-        known = {"type": graphics.attrib["type"], "port": "-1" if auto else graphics.attrib["port"]}
-        known["autoport"] = "yes" if auto else "no"
-        if address:
-            known["listen"] = address
-        graphics.attrib = known | {
-            k: v for k, v in graphics.attrib.items() if k not in ("type", "port", "autoport", "listen")
-        }
-        if not listens:
-            listen = Element("listen", {"type": "address"} | ({"address": address} if address else {}))
+        listen = graphics.find("listen")
+        if listen is None:
+            place = (
+                {"type": "socket", "socket": graphics.attrib["socket"]} if "socket" in graphics.attrib else {}
+            )
+            address = {"address": graphics.attrib["listen"]} if graphics.get("listen") else {}
+            listen = Element("listen", place or {"type": "address"} | address)
             graphics.insert(0, listen)
+        known = {"type": kind} | _place_of_screen(graphics, listen)
+        hidden = ("type", "port", "autoport", "listen", "socket")
+        graphics.attrib = known | {k: v for k, v in graphics.attrib.items() if k not in hidden}
+
+
+def _place_of_screen(graphics: Element, listen: Element) -> dict[str, str]:
+    """Where a screen is shown: at a port, at a socket, or nowhere outside."""
+    how = listen.get("type", "address")
+    if how == "none":
+        return {}
+    if how == "socket":
+        return {"socket": listen.attrib["socket"]} if "socket" in listen.attrib else {}
+    auto = graphics.get("autoport") == "yes" or graphics.get("port") in (None, "-1")
+    place = {"autoport": "yes"} if auto else {"port": graphics.attrib["port"], "autoport": "no"}
+    if auto and graphics.get("type") == "vnc":
+        place = {"port": "-1"} | place
+    address = graphics.get("listen") or listen.get("address")
+    return place | ({"listen": address} if address else {})
 
 
 def _order(devices: Element) -> None:

@@ -1,0 +1,1 @@
+"""Unmodified clients of libvirt, and the documents and call sequences of clouds."""
