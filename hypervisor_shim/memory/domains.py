@@ -18,9 +18,9 @@ from hypervisor_shim.driver import (
     CreateFlags,
     DefinedDetail,
     DestroyFlags,
-    DomainEvent,
     DomainInfo,
     Driver,
+    Event,
     EventSink,
     Identity,
     Impact,
@@ -47,6 +47,7 @@ from hypervisor_shim.errors import (
     not_running,
     uuid_text,
 )
+from hypervisor_shim.memory.storage import MemoryStorage
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
 
@@ -141,6 +142,7 @@ class MemoryDriver(Driver):
         self._domains: dict[bytes, _Domain] = {}
         self._sinks: list[EventSink] = []
         self._next_id = 1
+        self.storage = MemoryStorage(self._publish)
         for document in documents:
             definition = parse_domain(document, arch=self.identity.arch)
             domain = _Domain(_described(definition), definition)
@@ -324,7 +326,7 @@ class MemoryDriver(Driver):
         self._sinks.append(sink)
         return lambda: self._sinks.remove(sink)
 
-    def _publish(self, event: DomainEvent) -> None:
+    def _publish(self, event: Event) -> None:
         for sink in list(self._sinks):
             sink.event(event)
 
