@@ -8,9 +8,11 @@ durable and, where the docstring says so, carried out. Everything that changes i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from nicagent.config import Config
 from nicagent.errors import Kind, NicagentError, Thing
@@ -67,6 +69,8 @@ class Controller:
         self._watchers: list[Watcher] = []
         self._serial = 0
         self._placing = asyncio.Lock()  # placement and definition see one another's results
+        # domain uuid → one change of its disks or ports at a time; a lock is gone with its last holder
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # ---- life
 
@@ -266,6 +270,64 @@ class Controller:
         status = self.domain(domain.uuid)
         self._emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
         return status
+
+    # ---- disks and ports that come and go
+
+    @contextlib.asynccontextmanager
+    async def changing(self, uuid: str) -> AsyncIterator[None]:
+        """Hold a domain's disks and ports still while a change of them is thought out and made."""
+        lock = self._changing.get(uuid)
+        if lock is None:
+            lock = self._changing[uuid] = asyncio.Lock()
+        async with lock:
+            yield
+
+    async def change(
+        self, uuid: str, live: Domain | None, config: Domain | None, cause: Cause
+    ) -> DomainStatus:
+        """Give a domain other disks or ports: `live` to its run, `config` to its definition, or both. To be
+        called within `changing`, with domains made of what holds there.
+
+        Returns once they are there. Durable before anything is touched; what a driver refuses is rolled back
+        and raised. Raises WRONG_STATE (not running, transient), UNSUPPORTED (the host does not have it), and
+        what placement and the drivers raise.
+        """
+        async with self._placing:
+            if config is not None:
+                if uuid not in self._domains:
+                    self.definition(uuid)
+                    raise NicagentError(
+                        Kind.WRONG_STATE, "transient domains do not have any persistent config"
+                    )
+                self._check(config)
+            if live is not None:
+                walker = self._occupied(uuid)
+                run = walker.record.run
+                assert run is not None
+                before, after = run, await self._placement.replan(run, live, walker.parts)
+        if live is not None:
+            await walker.change(after, cause)
+        if config is not None:
+            try:
+                await self._redefine(config)
+            except BaseException:
+                if live is not None:
+                    with contextlib.suppress(NicagentError):
+                        await walker.change(before, Cause(AGENT, "a change could not be made durable"))
+                raise
+        status = self.domain(uuid)
+        log.info("domain %s has other disks or ports (%s)", status.domain.name, cause)
+        self._emit(domain=status)
+        return status
+
+    async def _redefine(self, config: Domain) -> None:
+        async with self._placing:
+            old = self._domains.get(config.uuid)
+            if old is None:
+                raise NicagentError(Kind.WRONG_STATE, f"domain {config.name} was undefined meanwhile")
+            config = replace(config, persistent=True, autostart=old.autostart)
+            await self._store.put_domain(config)
+            self._domains[config.uuid] = config
 
     def _check(self, domain: Domain) -> None:
         for other in self._known():

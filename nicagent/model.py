@@ -68,6 +68,34 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How fast a host may use a disk, in libvirt's words: bytes or operations a second, 0 for no limit.
+
+    `*_max` is a burst and `*_max_length` its seconds; `size_iops_sec` the bytes that count as one operation.
+    """
+
+    total_bytes_sec: int = 0
+    read_bytes_sec: int = 0
+    write_bytes_sec: int = 0
+    total_iops_sec: int = 0
+    read_iops_sec: int = 0
+    write_iops_sec: int = 0
+    total_bytes_sec_max: int = 0
+    read_bytes_sec_max: int = 0
+    write_bytes_sec_max: int = 0
+    total_iops_sec_max: int = 0
+    read_iops_sec_max: int = 0
+    write_iops_sec_max: int = 0
+    size_iops_sec: int = 0
+    total_bytes_sec_max_length: int = 0
+    read_bytes_sec_max_length: int = 0
+    write_bytes_sec_max_length: int = 0
+    total_iops_sec_max_length: int = 0
+    read_iops_sec_max_length: int = 0
+    write_iops_sec_max_length: int = 0
+
+
+@dataclass(frozen=True)
 class Disk:
     """A disk of a domain as its client defined it."""
 
@@ -78,6 +106,7 @@ class Disk:
     serial: str | None = None  # at most 20 characters (virtio-blk's limit)
     boot_order: int | None = None
     wanted_bus: str = "virtio"  # the client's wish; the host's wiring decides
+    limits: Limits | None = None  # None: as fast as it goes
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,7 @@ class Port:
     mac: str | None = None  # None: whatever the host's own NIC has
     ipv4: str | None = None  # the one address it may use; None: the agent allots one of the segment's
     boot_order: int | None = None
+    link: bool = True  # False: it is there and dark
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ and answers with a `Run` or with the reasons why there is none.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from nicagent.config import Config
+from nicagent.config import Config, Nic
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Disk, Domain, Export, ExportIdentity, HostState, Port, PortBinding, Power
 from nicagent.store import Run, Store
@@ -66,9 +68,15 @@ class Placement:
         config = parts.config
         if len(domain.ports) > len(config.nics):
             return f"has {len(config.nics)} NICs for {len(domain.ports)} interfaces"
-        for port, nic in zip(domain.ports, config.nics, strict=False):
-            if port.mac not in (None, nic.mac):
-                return f"has a NIC with MAC {nic.mac}, not {port.mac} (leave it out of the definition)"
+        macs = [nic.mac for nic in config.nics]
+        for port in domain.ports:
+            if port.mac is not None and port.mac not in macs:
+                known = " or ".join(macs)
+                return f"has a NIC with MAC {known}, not {port.mac} (leave it out of the definition)"
+        if len({port.mac for port in domain.ports if port.mac}) < sum(
+            port.mac is not None for port in domain.ports
+        ):
+            return "has no two NICs with one MAC"
         if domain.memory_kib > config.memory_mib * 1024:
             return f"has {config.memory_mib} MiB of memory, {domain.memory_kib // 1024} are asked for"
         if domain.vcpus > config.cpus:
@@ -85,25 +93,48 @@ class Placement:
         return Run(
             domain,
             await self._store.next_domain_id(),
-            await self.bindings(domain, parts),
-            await self.exports(domain, parts),
+            await self._bindings(domain, parts),
+            await self._exports(domain, parts),
         )
 
-    async def exports(self, domain: Domain, parts: Parts) -> tuple[Export, ...]:
+    async def replan(self, run: Run, domain: Domain, parts: Parts) -> Run:
+        """The run going on with these disks and ports. Raises what `plan` does, UNSUPPORTED for what the host
+        does not have.
+        """
+        misfit = self.misfit(domain, parts)
+        if misfit is not None:
+            raise NicagentError(Kind.UNSUPPORTED, f"host {parts.name} {misfit}", "nicagent hosts shows it")
+        return replace(
+            run,
+            domain=domain,
+            bindings=await self._bindings(domain, parts, run.bindings),
+            exports=await self._exports(domain, parts),
+        )
+
+    async def _exports(self, domain: Domain, parts: Parts) -> tuple[Export, ...]:
         """The domain's disks under the names that its host knows them by."""
         known = await self._store.identities(domain.uuid)
         exports = self._derive(domain.uuid, parts.name, domain.disks, known)
         await self._store.put_identities(domain.uuid, exports)
         return exports
 
-    async def bindings(self, domain: Domain, parts: Parts) -> tuple[PortBinding, ...]:
-        """The domain's ports on this host's NICs, each with its address."""
-        return tuple(
-            [await self._bind(domain, port, parts, number) for number, port in enumerate(domain.ports)]
-        )
+    async def _bindings(
+        self, domain: Domain, parts: Parts, before: Sequence[PortBinding] = ()
+    ) -> tuple[PortBinding, ...]:
+        """The domain's ports on this host's NICs, each with its address. A NIC that had a port `before` keeps
+        that port's name, and with it its address, whatever comes and goes beside it.
+        """
+        pairs = list(zip(domain.ports, _nics(domain.ports, parts.config.nics), strict=True))
+        known = {binding.device: binding.port.name for binding in before}
+        kept = {known[nic.device] for _, nic in pairs if nic.device in known}
+        fresh = (name for number in itertools.count() if (name := f"port{number}") not in kept)
+        named = []
+        for port, nic in pairs:
+            name = known.get(nic.device, port.name if not before else "") or next(fresh)
+            named.append((replace(port, name=name), nic))
+        return tuple([await self._bind(domain, port, nic, parts) for port, nic in named])
 
-    async def _bind(self, domain: Domain, port: Port, parts: Parts, number: int) -> PortBinding:
-        nic = parts.config.nics[number]
+    async def _bind(self, domain: Domain, port: Port, nic: Nic, parts: Parts) -> PortBinding:
         segment = self._config.segments.get(port.segment)
         if segment is None or parts.network is None:
             known = ", ".join(self._config.segments) or "none"
@@ -125,6 +156,14 @@ class Placement:
             first, last = segment.range
         address = await self._store.lease(port.segment, domain.uuid, port.name, first, last)
         return PortBinding(port, nic.device, nic.mac, address, domain.name)
+
+
+def _nics(ports: Sequence[Port], nics: Sequence[Nic]) -> list[Nic]:
+    """A NIC for each port: the one with its MAC, else the first that is left. The host is known to fit."""
+    by_mac = {nic.mac: nic for nic in nics}
+    asked = {port.mac for port in ports}
+    left = (nic for nic in nics if nic.mac not in asked)
+    return [by_mac[port.mac] if port.mac is not None else next(left) for port in ports]
 
 
 def _lies_in(address: str, cidr: str) -> bool:

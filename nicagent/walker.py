@@ -96,6 +96,7 @@ class Walker:
         self._ended = False
         self._acting: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
+        self._changing: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._power_seen = asyncio.Event()
         self._moves = 0
@@ -123,6 +124,7 @@ class Walker:
                 self._set_deadline(None)
                 await self._stop_acting()
                 await self._stop_recovering()
+                await self._stop_changing()
                 await self.parts.power.close()
                 self._dismiss()
 
@@ -204,6 +206,46 @@ class Walker:
         await step.taken
         return step
 
+    async def change(self, after: Run, cause: Cause) -> None:
+        """Have the run go on with other disks or ports; returns once they are there. Calls must not overlap.
+
+        Durable first: after a death in between the new ones are brought up at recovery. When a driver
+        refuses, all is as before, and what it said is raised. Raises WRONG_STATE when the host does not run,
+        or no longer.
+        """
+        before = self.record.run
+        if before is None or before.id != after.id:
+            raise NicagentError(Kind.WRONG_STATE, "domain is not running")
+        await self.ask(Event.CHANGE, cause, run=after)
+        refused = await self._changed(before, after, cause)
+        if refused is None:
+            return
+        back = Cause(AGENT, f"a change was refused: {refused}")
+        with contextlib.suppress(NicagentError):  # it was stopped meanwhile: nothing is left to go back to
+            await self.ask(Event.CHANGE, back, run=before)
+            failed = await self._changed(after, before, back)
+            if failed is not None:
+                log.error(
+                    "%s: what was before a refused change did not come back: %s", self.parts.name, failed
+                )
+        raise refused
+
+    async def _changed(self, before: Run, after: Run, cause: Cause) -> NicagentError | None:
+        """Bring a durable change about; what stood in the way, if anything did."""
+        if self.record.run is not after:
+            return NicagentError(Kind.WRONG_STATE, "the domain was stopped meanwhile")
+        task = self._changing = asyncio.create_task(self._apply(before, after, cause))
+        await asyncio.wait([task])
+        if self._changing is task:
+            self._changing = None
+        if task.cancelled():
+            return NicagentError(Kind.WRONG_STATE, "the domain was stopped meanwhile")
+        failure = task.exception()
+        if failure is None or isinstance(failure, NicagentError):
+            return failure
+        log.error("%s: our own fault", self.parts.name, exc_info=failure)
+        return NicagentError(Kind.INTERNAL, f"internal error: {failure}")
+
     async def at_rest(self, seconds: float) -> None:
         """Wait until power was read, and what that means for a run is walked through; at most `seconds`."""
         if not await self.await_fact(seconds):
@@ -276,6 +318,7 @@ class Walker:
             await self._stop_acting()
         if row.next is HostState.CLEANING:
             await self._stop_recovering()
+            await self._stop_changing()
         self._moves += 1
         log.log(
             logging.WARNING if step.event in (Event.FAILED, Event.DEADLINE) else logging.INFO,
@@ -287,7 +330,8 @@ class Walker:
             step.cause.who,
         )
         self._tell(row, record)
-        self._set_deadline(self._seconds(row, step.event))
+        if step.event is not Event.CHANGE:  # an OS that was asked to go down has no more time for it
+            self._set_deadline(self._seconds(row, step.event))
         if row.actions:
             self._acting = asyncio.create_task(self._act(row, step, self._moves))
         if row.recovers and self._recovering is None:
@@ -305,7 +349,7 @@ class Walker:
             run = replace(run, ending=row.ending, failure=reason if failed else "")
         changed = row.next is not old.state
         marks = dict(old.marks)
-        if step.run is not None:
+        if step.event is Event.START:
             marks = {"asked": time.time()}
         if changed and row.next is HostState.RUNNING and "power-good" not in marks:
             marks["power-good"] = time.time()
@@ -393,6 +437,20 @@ class Walker:
             step.acted.set_result(None)
             self._put(Event.DONE, step.cause, of=of)
 
+    async def _stop_changing(self) -> None:
+        if self._changing is not None:
+            self._changing.cancel()
+            await asyncio.wait([self._changing])
+            self._changing = None
+
+    async def _apply(self, before: Run, after: Run, cause: Cause) -> None:
+        """What differs between two stages of one run, through the drivers."""
+        if after.exports != before.exports:
+            await self._do(Action.EXPORTS_UP, cause)
+            await self._do(Action.BOOT_SET, cause)
+        if after.bindings != before.bindings:
+            await self._do(Action.PORTS_UP, cause)
+
     async def _recover(self, cause: Cause) -> None:
         """After a restart: disks, ports and boot choice of a run that goes on, each until it is up again.
 
@@ -421,7 +479,7 @@ class Walker:
             case Action.EXPORTS_UP if run is not None:
                 await parts.storage.present(run.exports, parts.initiator)
             case Action.PORTS_UP if run is not None and parts.network is not None:
-                await parts.network.present(parts.name, run.bindings)
+                await parts.network.present(parts.name, [b for b in run.bindings if b.port.link])
             case Action.BOOT_SET if run is not None and parts.set_boot is not None:
                 first = boot_export(run)
                 await parts.set_boot(parts.name, first)

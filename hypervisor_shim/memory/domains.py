@@ -47,7 +47,7 @@ from hypervisor_shim.errors import (
     not_running,
     uuid_text,
 )
-from hypervisor_shim.memory.storage import MemoryStorage
+from hypervisor_shim.memory.devices import MemoryDevices
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
 
@@ -142,7 +142,7 @@ class MemoryDriver(Driver):
         self._domains: dict[bytes, _Domain] = {}
         self._sinks: list[EventSink] = []
         self._next_id = 1
-        self.storage = MemoryStorage(self._publish)
+        self.devices = MemoryDevices(self._find, self._publish)
         for document in documents:
             definition = parse_domain(document, arch=self.identity.arch)
             domain = _Domain(_described(definition), definition)

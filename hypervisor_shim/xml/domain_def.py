@@ -60,6 +60,25 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """A checked, normalised device; `disk` or `interface` is there, or neither for a kind that cannot
+    change here."""
+
+    kind: str
+    element: Element  # treat as read-only
+    disk: Disk | None = None
+    interface: Interface | None = None
+    mac_made_up: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is found again by."""
+        if self.disk is not None:
+            return self.disk.target
+        return self.interface.mac if self.interface is not None else self.kind
+
+
+@dataclass(frozen=True, slots=True)
 class CharDevice:
     """A serial port or console. `alias` is what DOMAIN_OPEN_CONSOLE names: serial0, console0."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 import socket
@@ -24,6 +23,7 @@ from hypervisor_shim.driver import (
     DestroyFlags,
     DomainInfo,
     Driver,
+    Event,
     EventSink,
     Impact,
     LifecycleEvent,
@@ -43,16 +43,12 @@ from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.northbound import machine_xml
+from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
+from nicagent.northbound.libvirt_ground import Ground, parsed
 from nicagent.northbound.libvirt_words import cause_of, translated
 
 log = logging.getLogger("nicagent.libvirt")
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed(xml: str) -> DomainDef:
-    """Definitions in the store were normalised when they came in; parsing them again changes nothing."""
-    return domain_xml.parse_domain(xml)
 
 
 class MetalDriver(Driver):
@@ -74,6 +70,8 @@ class MetalDriver(Driver):
         for status in controller.domains():
             self._remember(status)
         self._unwatch = controller.watch(self._on_change)
+        ground = Ground(config, controller, self._domain, self._infos.__getitem__, self._publish)
+        self.devices = MetalDevices(ground)
 
     def close(self) -> None:
         """Stop following the controller."""
@@ -161,12 +159,12 @@ class MetalDriver(Driver):
     def domain_xml(self, uuid: bytes, *, inactive: bool, secure: bool) -> str:
         status, persistent = self._status(uuid), self._definition(uuid)
         if status.id is None or self._infos[uuid].id < 0 or (inactive and status.domain.persistent):
-            return domain_xml.format_domain(_parsed(persistent.xml), secure=secure)
+            return domain_xml.format_domain(parsed(persistent.xml), secure=secure)
         live = None if inactive else live_part(status)
-        return domain_xml.format_domain(_parsed(status.domain.xml), live, secure=secure)
+        return domain_xml.format_domain(parsed(status.domain.xml), live, secure=secure)
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
-        return domain_xml.get_metadata(_parsed(self._definition(uuid).xml), kind, uri)
+        return domain_xml.get_metadata(parsed(self._definition(uuid).xml), kind, uri)
 
     def messages(self, uuid: bytes) -> list[str]:
         status = self._status(uuid)
@@ -255,7 +253,7 @@ class MetalDriver(Driver):
         if not self._status(uuid).domain.persistent:
             # Its definition is that of its run; to keep a changed one would make it persistent unasked.
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-        changed = domain_xml.set_metadata(_parsed(self._definition(uuid).xml), kind, text, key, uri)
+        changed = domain_xml.set_metadata(parsed(self._definition(uuid).xml), kind, text, key, uri)
         with translated():
             await self._controller.define(to_domain(changed, self._pools), cause_of(caller, "metadata"))
 
@@ -280,6 +278,10 @@ class MetalDriver(Driver):
             await act(_text(uuid), cause)
 
     # ---- events
+
+    def _publish(self, event: Event) -> None:
+        for sink in list(self._sinks):
+            sink.event(event)
 
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         self._sinks.append(sink)

@@ -139,7 +139,9 @@ def _port(number: int, interface: domain_def.Interface) -> Port:
             raise NicagentError(
                 Kind.INVALID, f"interface {number}: {IP_PARAMETER} '{address}' is no IPv4 address"
             ) from None
-    return Port(name, interface.source, interface.mac, address, interface.boot_order)
+    return Port(
+        name, interface.source, interface.mac, address, interface.boot_order, interface.link != "down"
+    )
 
 
 def _pinned_host(definition: DomainDef) -> str | None:

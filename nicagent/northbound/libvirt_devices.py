@@ -1,0 +1,142 @@
+"""Disks and interfaces of metal that come and go: namespaces by AER, ports by netlink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+from hypervisor_shim.driver import Caller, DeviceAddedEvent, DeviceRemovedEvent, Impact
+from hypervisor_shim.driver.devices import Devices
+from hypervisor_shim.errors import Code, error
+from hypervisor_shim.xml.device import (
+    alias_of,
+    device_by_alias,
+    parse_device,
+    refuse_kind,
+    with_device,
+    with_update,
+    without_device,
+)
+from hypervisor_shim.xml.domain_def import Device, DomainDef
+from hypervisor_shim.xml.write import write_element
+from nicagent.model import DomainStatus, Transport
+from nicagent.northbound.libvirt_ground import Ground, text_of
+from nicagent.northbound.libvirt_words import cause_of, translated
+
+Edit = Callable[[DomainDef, Device, bool], DomainDef]
+
+
+class MetalDevices(Devices):
+    """What a NIC or a SmartNIC can plug into a server, or take out of it, while that runs."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    async def attach(self, caller: Caller, uuid: bytes, device: Device, impact: Impact) -> None:
+        def edit(known: DomainDef, wanted: Device, live: bool) -> DomainDef:
+            return with_device(known, wanted, live=live)
+
+        async with self._ground.controller.changing(text_of(uuid)):
+            refuse_kind(device, "attach", live=bool(impact & Impact.LIVE))
+            if impact & Impact.LIVE:
+                self._pluggable(uuid, device)
+            device = self._with_mac(uuid, device, impact)
+            await self._change(caller, uuid, device, impact, edit, f"attach {device.kind} {device.name}")
+            if impact & Impact.LIVE:
+                alias = alias_of(self._ground.live(uuid), device)
+                self._ground.publish(DeviceAddedEvent(self._ground.info(uuid), alias))
+
+    async def detach(self, caller: Caller, uuid: bytes, device: Device, impact: Impact) -> None:
+        def edit(known: DomainDef, gone: Device, live: bool) -> DomainDef:
+            return without_device(known, gone, live=live)
+
+        async with self._ground.controller.changing(text_of(uuid)):
+            refuse_kind(device, "detach", live=bool(impact & Impact.LIVE))
+            alias = ""
+            if impact & Impact.LIVE:
+                alias = alias_of(self._ground.live(uuid), device)
+                self._pluggable(uuid, device)
+            await self._change(caller, uuid, device, impact, edit, f"detach {device.kind} {device.name}")
+            if impact & Impact.LIVE:
+                self._ground.publish(DeviceRemovedEvent(self._ground.info(uuid), alias))
+
+    async def update(self, caller: Caller, uuid: bytes, device: Device, impact: Impact) -> None:
+        def edit(known: DomainDef, wanted: Device, live: bool) -> DomainDef:
+            changed = with_update(known, wanted, live=live)
+            if live and changed.disks != known.disks:
+                raise error(
+                    Code.OPERATION_UNSUPPORTED,
+                    f"disk {wanted.name} of a running server cannot become another one; detach it and attach "
+                    "the other, or change its limits with blkdeviotune",
+                )
+            return changed
+
+        async with self._ground.controller.changing(text_of(uuid)):
+            await self._change(caller, uuid, device, impact, edit, f"update {device.kind} {device.name}")
+
+    async def detach_alias(self, caller: Caller, uuid: bytes, alias: str, impact: Impact) -> None:
+        if impact & Impact.CONFIG:
+            raise error(Code.OPERATION_UNSUPPORTED, "only a running domain's devices have aliases")
+        await self.detach(caller, uuid, device_by_alias(self._ground.live(uuid), alias), impact)
+
+    async def _change(
+        self, caller: Caller, uuid: bytes, device: Device, impact: Impact, edit: Edit, why: str
+    ) -> None:
+        ground = self._ground
+        live = config = None
+        if impact & Impact.CONFIG:
+            config = edit(ground.persistent(uuid), device, False)
+        if impact & Impact.LIVE:
+            live = edit(ground.live(uuid), device, True)
+        with translated():
+            await ground.controller.change(
+                text_of(uuid),
+                None if live is None else ground.to_domain(live),
+                None if config is None else ground.to_domain(config),
+                cause_of(caller, why),
+            )
+
+    def _pluggable(self, uuid: bytes, device: Device) -> None:
+        status = self._ground.running(uuid)
+        if device.disk is not None and status.transport is Transport.VIRTIO:
+            raise error(
+                Code.OPERATION_UNSUPPORTED,
+                f"the PCIe slot of host {status.host} takes and gives up disks at power-on only; change the "
+                "definition (--config) and cycle the power",
+            )
+
+    def _with_mac(self, uuid: bytes, device: Device, impact: Impact) -> Device:
+        """A NIC has the MAC that it has: one that the client left open is that of the first free NIC."""
+        if not device.mac_made_up:
+            return device
+        ground = self._ground
+        status = ground.status(uuid)
+        used = set()
+        if impact & Impact.CONFIG:
+            used |= {each.mac for each in ground.persistent(uuid).interfaces}
+        if impact & Impact.LIVE:
+            used |= {each.mac for each in ground.live(uuid).interfaces}
+        free = next((mac for mac in self._macs(status) if mac not in used), None)
+        if free is None:
+            where = status.host or status.domain.host
+            lacks = f"host {where} has no NIC left" if where else "no host has a NIC left"
+            raise error(Code.OPERATION_UNSUPPORTED, f"{lacks} for one more interface")
+        element = deepcopy(device.element)
+        mac = element.find("mac")
+        assert mac is not None
+        mac.set("address", free)
+        return parse_device(write_element(element))
+
+    def _macs(self, status: DomainStatus) -> list[str]:
+        """The MACs of the NICs that the domain may have: of its host, else of the one that it is pinned to or
+        has addresses of, else of the one with the most.
+        """
+        hosts = self._ground.config.hosts
+        host = status.host or status.domain.host
+        if host in hosts:
+            return [nic.mac for nic in hosts[host].nics]
+        mine = {port.mac for port in status.domain.ports}
+        ranked = sorted(
+            hosts.values(), key=lambda each: (len(mine & {nic.mac for nic in each.nics}), len(each.nics))
+        )
+        return [nic.mac for nic in ranked[-1].nics] if ranked else []

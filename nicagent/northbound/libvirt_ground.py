@@ -1,0 +1,63 @@
+"""What the families of the libvirt face that work on a domain's disks and ports stand on."""
+
+from __future__ import annotations
+
+import functools
+import uuid as uuidlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hypervisor_shim.driver import DomainInfo, Event
+from hypervisor_shim.errors import Code, error, no_domain, not_running
+from hypervisor_shim.xml import domain as domain_xml
+from hypervisor_shim.xml.domain_def import DomainDef
+from nicagent.config import Config
+from nicagent.controller import Controller
+from nicagent.errors import NicagentError
+from nicagent.model import Domain, DomainStatus
+
+
+@dataclass(frozen=True)
+class Ground:
+    """`to_domain` makes a definition the controller's; `info` and `publish` are the driver's."""
+
+    config: Config
+    controller: Controller
+    to_domain: Callable[[DomainDef], Domain]
+    info: Callable[[bytes], DomainInfo]
+    publish: Callable[[Event], None]
+
+    def status(self, uuid: bytes) -> DomainStatus:
+        """The domain as it is now. Raises NO_DOMAIN."""
+        try:
+            return self.controller.domain(text_of(uuid))
+        except NicagentError:
+            raise no_domain(uuid) from None
+
+    def running(self, uuid: bytes) -> DomainStatus:
+        """The same, and it runs. Raises OPERATION_INVALID."""
+        status = self.status(uuid)
+        if status.id is None or status.host is None:
+            raise not_running()
+        return status
+
+    def live(self, uuid: bytes) -> DomainDef:
+        """What the running domain is now. Raises OPERATION_INVALID."""
+        return parsed(self.running(uuid).domain.xml)
+
+    def persistent(self, uuid: bytes) -> DomainDef:
+        """What the next start will use. Raises NO_DOMAIN, OPERATION_INVALID."""
+        if not self.status(uuid).domain.persistent:
+            raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
+        return parsed(self.controller.definition(text_of(uuid)).xml)
+
+
+def text_of(uuid: bytes) -> str:
+    """A UUID as the controller writes it."""
+    return str(uuidlib.UUID(bytes=uuid))
+
+
+@functools.lru_cache(maxsize=4096)
+def parsed(xml: str) -> DomainDef:
+    """Definitions in the store were normalised when they came in; parsing them again changes nothing."""
+    return domain_xml.parse_domain(xml)
