@@ -33,6 +33,8 @@ from hypervisor_shim.streams import STREAMS_MAX, Stream
 
 log = logging.getLogger(__name__)
 
+_TURN = 0.002  # seconds that the calls of one client are answered before other clients have their turn
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -42,6 +44,7 @@ class Limits:
     clients: int = 5000  # connections per server
     unopened: int = 20  # connections per listener that have not been let in yet
     opening_time: float = 30.0  # from accept to CONNECT_OPEN
+    unopened_pressed: float = 1.0  # the same, while there is no room for others
     packet_time: float = 60.0  # from the first byte of a packet to its last
     stalled_time: float = 60.0  # a client that takes nothing of what was written
     unopened_packet: int = 262_144  # the largest packet before CONNECT_OPEN
@@ -76,12 +79,12 @@ class Connection(asyncio.BufferedProtocol):
         self._session = session
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._chunks: list[bytes] = []  # the beginning of a packet that is not complete
-        self._chunks_size = 0
+        self._begun = bytearray()  # the beginning of a packet that is not complete; it costs what it holds
         self._needed = 0
         self._rest = b""  # read but not looked at, while the reading is stopped
         self._in_flight = 0
         self._holding_streams = 0
+        self._waiting = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._stopped = False
@@ -112,16 +115,15 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._home.buffer[:nbytes])
         self._heard = True
-        if self._chunks:
-            self._chunks.append(data)
-            self._chunks_size += len(data)
+        if self._begun:
+            self._begun += data
             self._home.partial_bytes += len(data)
-            if self._chunks_size < self._needed:
+            if len(self._begun) < self._needed:
                 if self._home.partial_bytes > self._limits.partial_total:
                     self._drop("unfinished packets of all clients together are too large")
                 return
-            data = b"".join(self._chunks)
-            self._forget_chunks()
+            data = bytes(self._begun)
+            self._forget_begun()
         self._answer_all(data)
 
     def eof_received(self) -> bool:
@@ -144,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._writable.set()
-        self._forget_chunks()
+        self._forget_begun()
         self._rest = b""
         for timer in (self._keepalive_timer, self._deadline, self._stall_timer):
             if timer:
@@ -160,8 +162,13 @@ class Connection(asyncio.BufferedProtocol):
         pos, end, size = 0, len(data), 0
         out: list[bytes] = []
         unsent = 0
+        now = self._loop.time
+        turn_ends = now() + _TURN
         unpack = HEADER.unpack_from
         while not self._stopped:
+            if pos and pos < end and now() > turn_ends:
+                self._wait_a_turn()
+                break
             left = end - pos
             if left < HEADER_SIZE:
                 size = int.from_bytes(data[pos : pos + 4], "big") if left >= 4 else HEADER_SIZE
@@ -308,6 +315,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport and self._transport.get_write_buffer_size() > self._limits.event_backlog:
             self._drop("does not read its events")
 
+    def give_way(self) -> None:
+        """Not let in for long, while others wait for their turn."""
+        self._drop("did not open a connection while others wait")
+
     def close(self) -> None:
         """The server ends: hang up after what was written."""
         if self._transport is not None:
@@ -344,22 +355,31 @@ class Connection(asyncio.BufferedProtocol):
         self._keepalive_timer = self._loop.call_later(self._limits.keepalive_interval, self._check_alive)
 
     def _keep(self, data: bytes, needed: int) -> None:
-        self._chunks = [data]
-        self._chunks_size = len(data)
+        self._begun += data
         self._needed = max(needed, HEADER_SIZE) if len(data) >= 4 else 4
         self._home.partial_bytes += len(data)
         if self._session.opened and self._deadline is None:
             self._set_deadline(self._limits.packet_time, "did not finish a packet")
 
-    def _forget_chunks(self) -> None:
-        self._home.partial_bytes -= self._chunks_size
-        self._chunks, self._chunks_size = [], 0
+    def _forget_begun(self) -> None:
+        self._home.partial_bytes -= len(self._begun)
+        self._begun = bytearray()
         if self._session.opened and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _set_deadline(self, seconds: float, failing: str) -> None:
         self._deadline = self._loop.call_later(seconds, self._drop, f"{failing} in {seconds:g} s")
+
+    def _wait_a_turn(self) -> None:
+        """This client's calls have taken long enough: the others' come before the rest of them."""
+        self._waiting = True
+        self._stop_or_go()
+        self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waiting = False
+        self._stop_or_go()
 
     def _held(self, holding: bool) -> None:
         self._holding_streams += 1 if holding else -1
@@ -369,6 +389,7 @@ class Connection(asyncio.BufferedProtocol):
         stop = (
             self._in_flight >= self._limits.in_flight
             or self._holding_streams > 0
+            or self._waiting
             or not self._writable.is_set()
         )
         if stop == self._stopped:

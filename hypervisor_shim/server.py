@@ -8,6 +8,7 @@ import grp
 import itertools
 import logging
 import os
+import select
 import socket
 import stat
 import struct
@@ -65,7 +66,9 @@ class _Listener:
     read_only: bool
     path: Path | None = None
     inode: int = 0
-    unopened: set[Connection] = field(default_factory=set)
+    unopened: dict[Connection, float] = field(
+        default_factory=dict
+    )  # since when (the loop's clock), oldest first
     accepting: bool = False
 
 
@@ -146,6 +149,20 @@ class Server:
             loop.add_reader(listener.sock.fileno(), self._accept, listener)
         else:
             loop.remove_reader(listener.sock.fileno())
+            if not self._closing:
+                loop.call_later(self.limits.unopened_pressed, self._make_room, listener)
+
+    def _make_room(self, listener: _Listener) -> None:
+        """Those who have not been let in for long make way for those who wait outside, if there are any: a
+        crowd that never opens delays a newcomer and does not keep him out."""
+        if listener.accepting or self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        if select.select([listener.sock], [], [], 0)[0]:
+            late = loop.time() - self.limits.unopened_pressed
+            for connection in [each for each, since in listener.unopened.items() if since <= late]:
+                connection.give_way()
+        loop.call_later(self.limits.unopened_pressed / 2, self._make_room, listener)
 
     def _accept(self, listener: _Listener) -> None:
         try:
@@ -163,7 +180,7 @@ class Server:
         session = Session(self._driver, self._caller(sock, listener), listener.read_only)
         connection = Connection(self, session)
         self._clients[connection] = listener
-        listener.unopened.add(connection)
+        listener.unopened[connection] = asyncio.get_running_loop().time()
         self._accept_or_not(listener)
         self.spawn(self._connect(connection, sock))
 
@@ -197,14 +214,14 @@ class Server:
     def opened(self, connection: Connection) -> None:
         listener = self._clients.get(connection)
         if listener is not None:
-            listener.unopened.discard(connection)
+            listener.unopened.pop(connection, None)
             self._accept_or_not(listener)
 
     def gone(self, connection: Connection) -> None:
         listener = self._clients.pop(connection, None)
         if listener is None:
             return
-        listener.unopened.discard(connection)
+        listener.unopened.pop(connection, None)
         for each in self._listeners:
             self._accept_or_not(each)
 
