@@ -245,21 +245,22 @@ class Connection(asyncio.BufferedProtocol):
             self._stop_or_go()
 
     async def _open_stream(self, entry: Entry, opened: Any, serial: int) -> None:
-        source, value = (opened.stream, opened.value) if isinstance(opened, Opened) else (opened, None)
+        if not isinstance(opened, Opened):
+            opened = Opened(opened)
         if self._transport is None or len(self._streams) >= STREAMS_MAX or serial in self._streams:
-            await source.close()
+            await opened.stream.close()
             detail = f"this client has {len(self._streams)} streams open"
             raise error(Code.OPERATION_FAILED, detail, origin=Origin.STREAMS)
         stream = Stream(
             entry.procedure.number,
             serial,
-            source,
+            opened,
             send=lambda data: self._send([data]),
             drained=self._drained,
             held=self._held,
         )
         self._streams[serial] = stream
-        self._send([entry.reply(value, serial)])
+        self._send([entry.reply(opened.value, serial)])
         pump = self._home.spawn(self._pump(stream))
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
@@ -280,14 +281,17 @@ class Connection(asyncio.BufferedProtocol):
             if number == Keepalive.PING:
                 return packet(Program.KEEPALIVE, 1, Keepalive.PONG, Type.MESSAGE, 0, Status.OK)
             return None
-        if type_ == Type.STREAM:
+        if type_ in (Type.STREAM, Type.STREAM_HOLE):
             stream = self._streams.get(serial)
             if stream is not None and program == Program.REMOTE and stream.procedure == number:
-                stream.receive(status, data[pos + HEADER_SIZE : end])
+                if type_ == Type.STREAM:
+                    stream.receive(status, data[pos + HEADER_SIZE : end])
+                else:
+                    stream.receive_hole(data[pos + HEADER_SIZE : end])
             return None
         if type_ == Type.CALL:
             return self._refuse(program, version, number, serial, status)
-        return None  # replies, events and holes are dropped in silence, as libvirtd does
+        return None  # replies and events are dropped in silence, as libvirtd does
 
     def _refuse(self, program: int, version: int, number: int, serial: int, status: int) -> bytes:
         refused = self._home.tables.refusal(program, version, number, status, self._session)

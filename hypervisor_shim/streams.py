@@ -2,7 +2,8 @@
 
 Outward, a read of the source becomes a packet and the next read waits until the client's socket has taken
 it. Inward, what the source has not taken yet is counted, and past a limit the client's socket is not read.
-So a stream holds a bounded number of bytes whichever side is slow.
+So a stream holds a bounded number of bytes whichever side is slow. What is not stored may travel as a hole:
+a length instead of zeros.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from hypervisor_shim.driver import ByteStream
+from hypervisor_shim.driver import Opened
+from hypervisor_shim.driver.stream import Hole
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.frame import STREAM_DATA_MAX, Program, Status, Type, error_body, packet
+from hypervisor_shim.xdr import HYPER, UINT, Record, XdrError
 
 log = logging.getLogger(__name__)
 
 INBOUND_MAX = 256 * 1024  # bytes a source has not taken yet, before the socket is no longer read
+PIECES_MAX = 1024  # packets, however small, likewise: a hole takes no bytes
 STREAMS_MAX = 16  # open at once, per client
+_HOLE = Record(HYPER, UINT)  # length, flags (none are known)
 
 
 class Stream:
@@ -30,7 +35,7 @@ class Stream:
         self,
         procedure: int,
         serial: int,
-        source: ByteStream,
+        opened: Opened,
         *,
         send: Callable[[bytes], None],
         drained: Callable[[], Awaitable[None]],
@@ -38,11 +43,12 @@ class Stream:
     ) -> None:
         self.procedure = procedure
         self.serial = serial
-        self._source = source
+        self._source = opened.stream
+        self._skip = opened.skip
         self._send = send
         self._drained = drained
         self._held = held
-        self._inbound: deque[bytes] = deque()
+        self._inbound: deque[bytes | Hole] = deque()
         self._inbound_size = 0
         self._holding = False
         self._finishing = False
@@ -55,16 +61,38 @@ class Stream:
             return
         if status == Status.CONTINUE:
             if data:  # an empty one is the client's end of file: nothing more to write, reading goes on
-                self._inbound.append(data)
-                self._inbound_size += len(data)
-                self._arrived.set()
-                self._hold(self._inbound_size > INBOUND_MAX)
+                self._take(data, len(data))
         elif status == Status.OK:  # finished; the echo says that all of it has arrived
             self._finishing = True
             self._arrived.set()
         else:  # aborted; the client waits for the echo of that too
             self._answer(Status.OK)
             self._over.set()
+
+    def receive_hole(self, body: bytes) -> None:
+        """A hole came in."""
+        if self._over.is_set():
+            return
+        try:
+            (length, flags), _ = _HOLE.read(body, 0, len(body))
+        except XdrError:
+            length, flags = -1, 0
+        if self._skip is None:
+            detail = "Holes are not supported with this stream"
+            self._fail(error(Code.OPERATION_FAILED, detail, origin=Origin.STREAMS))
+        elif length < 0 or flags:
+            self._fail(error(Code.INVALID_ARG, f"a hole of {length} bytes", origin=Origin.STREAMS))
+        else:
+            self._take(Hole(length), 0)
+
+    def _take(self, piece: bytes | Hole, size: int) -> None:
+        self._inbound.append(piece)
+        self._inbound_size += size
+        self._arrived.set()
+        self._hold(self._full())
+
+    def _full(self) -> bool:
+        return self._inbound_size > INBOUND_MAX or len(self._inbound) > PIECES_MAX
 
     async def run(self) -> None:
         """Carry bytes both ways until the client finishes or aborts, or the source fails. Closes it."""
@@ -93,8 +121,13 @@ class Stream:
         self._over.set()
 
     async def _outward(self) -> None:
-        while data := await self._source.read(STREAM_DATA_MAX):
-            self._answer(Status.CONTINUE, data)
+        while piece := await self._source.read(STREAM_DATA_MAX):
+            if isinstance(piece, Hole):
+                out: list[bytes] = []
+                _HOLE.write((piece.length, 0), out)
+                self._answer(Status.CONTINUE, b"".join(out), Type.STREAM_HOLE)
+            else:
+                self._answer(Status.CONTINUE, piece)
             await self._drained()
         self._answer(Status.CONTINUE)  # end of file; the client will finish
 
@@ -102,10 +135,14 @@ class Stream:
         while True:
             await self._arrived.wait()
             while self._inbound:
-                data = self._inbound.popleft()
-                await self._source.write(data)
-                self._inbound_size -= len(data)
-                self._hold(self._inbound_size > INBOUND_MAX)
+                piece = self._inbound.popleft()
+                if isinstance(piece, Hole):
+                    assert self._skip is not None
+                    await self._skip(piece.length)
+                else:
+                    await self._source.write(piece)
+                    self._inbound_size -= len(piece)
+                self._hold(self._full())
             self._arrived.clear()
             if self._finishing:
                 await self._source.finish()
@@ -118,5 +155,5 @@ class Stream:
             self._holding = holding
             self._held(holding)
 
-    def _answer(self, status: Status, body: bytes = b"") -> None:
-        self._send(packet(Program.REMOTE, 1, self.procedure, Type.STREAM, self.serial, status, body))
+    def _answer(self, status: Status, body: bytes = b"", type: Type = Type.STREAM) -> None:
+        self._send(packet(Program.REMOTE, 1, self.procedure, type, self.serial, status, body))

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """So many bytes that are zero and not stored: of a stream whose client knows holes."""
+
+    length: int
 
 
 class ByteStream(Protocol):
@@ -13,8 +21,9 @@ class ByteStream(Protocol):
     (a download) raises from `write`.
     """
 
-    async def read(self, limit: int) -> bytes:
-        """At least 1 and at most `limit` bytes; b"" at the end."""
+    async def read(self, limit: int) -> bytes | Hole:
+        """At least 1 and at most `limit` bytes; b"" at the end. A hole only where the client asked for
+        holes to be told."""
 
     async def write(self, data: bytes) -> None:
         """Take all of `data`. Returning late is the backpressure: the client's socket is not read."""
@@ -29,7 +38,9 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The result of a call that opens a stream and also answers something (a screenshot's MIME type)."""
+    """The result of a call that opens a stream, and what else there is to it: something the reply answers (a
+    screenshot's MIME type); how the stream takes a hole of so many bytes (None: holes are not expected)."""
 
     stream: ByteStream
     value: Any = None
+    skip: Callable[[int], Awaitable[None]] | None = None

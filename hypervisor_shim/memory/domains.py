@@ -48,6 +48,7 @@ from hypervisor_shim.errors import (
     uuid_text,
 )
 from hypervisor_shim.memory.devices import MemoryDevices
+from hypervisor_shim.memory.storage import MemoryStorage
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
 
@@ -143,6 +144,7 @@ class MemoryDriver(Driver):
         self._sinks: list[EventSink] = []
         self._next_id = 1
         self.devices = MemoryDevices(self._find, self._publish)
+        self.storage = MemoryStorage(self._publish)
         for document in documents:
             definition = parse_domain(document, arch=self.identity.arch)
             domain = _Domain(_described(definition), definition)

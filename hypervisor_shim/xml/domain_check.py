@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.xml.sizes import scaled
 
 
 def _words(text: str) -> frozenset[str]:
@@ -74,13 +75,6 @@ def text_of(root: Element, path: str) -> str | None:
     return root.findtext(path) or None
 
 
-_SUFFIXES: dict[str, int] = {"": 1, "b": 1, "bytes": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3} | {
-    f"{letter}{tail}": (1 << bits if tail != "b" else 1000 ** (bits // 10))
-    for letter, bits in (("m", 20), ("g", 30), ("t", 40), ("p", 50), ("e", 60))
-    for tail in ("", "ib", "b")
-}
-
-
 def memory_kib(root: Element, tag: str) -> int:
     """The size in KiB, rounded up; 0 where the element is missing."""
     element = root.find(tag)
@@ -91,16 +85,10 @@ def memory_kib(root: Element, tag: str) -> int:
 
 def memory_size_kib(number: str, unit: str, where: str) -> int:
     """A size in a unit of libvirt's, in KiB, rounded up. `where`: the place, for the sentence of an error."""
-    text = number.strip()
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
+    size = scaled(number, unit)
+    if size is None:
         detail = f"Invalid value '{number}' for element or attribute '{where}'"
         raise error(Code.XML_ERROR, detail, origin=Origin.XML)
-    factor: int | None = _SUFFIXES.get(unit.lower())
-    if factor is None:
-        raise error(Code.INVALID_ARG, f"unknown suffix '{unit}'", origin=Origin.NONE)
-    size = int(text) * factor
-    if size >= 1 << 63:
-        raise error(Code.OVERFLOW, f"value too large: {text}{unit}", origin=Origin.NONE)
     return -(-size // 1024)
 
 

@@ -20,17 +20,18 @@ class _Refused(Exception):
     pass
 
 
-def _detail(message: str, line: int) -> LibvirtError:
-    return LibvirtError(Code.XML_DETAIL, f"(domain_definition):{line}: {message}", origin=Origin.DOMAIN)
+def read_document(text: str, what: str = "domain_definition", origin: Origin = Origin.DOMAIN) -> Element:
+    """The root element. LibvirtError XML_DETAIL (35) says line and reason; `what` and `origin` are the name
+    libvirtd gives to such a document there, and the part of it that speaks."""
 
+    def detail(message: str, line: int) -> LibvirtError:
+        return LibvirtError(Code.XML_DETAIL, f"({what}):{line}: {message}", origin=origin)
 
-def read_document(text: str) -> Element:
-    """The root element. LibvirtError XML_DETAIL (35) says line and reason."""
     raw = text.encode("utf-8", "surrogateescape")
     if len(raw) > DOCUMENT_MAX:
-        raise _detail(f"document of {len(raw)} bytes is larger than {DOCUMENT_MAX}", 1)
+        raise detail(f"document of {len(raw)} bytes is larger than {DOCUMENT_MAX}", 1)
     if not raw.strip():
-        raise _detail("Document is empty", 1)
+        raise detail("Document is empty", 1)
     builder = _Builder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -41,9 +42,9 @@ def read_document(text: str) -> Element:
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as bad:
-        raise _detail(expat.errors.messages[bad.code], bad.lineno) from None
+        raise detail(expat.errors.messages[bad.code], bad.lineno) from None
     except (_Refused, ValueError, LookupError) as bad:
-        raise _detail(str(bad), parser.CurrentLineNumber) from None
+        raise detail(str(bad), parser.CurrentLineNumber) from None
     assert builder.root is not None
     return builder.root
 
