@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hypervisor_shim.audit import Audit, Audited, target
 from hypervisor_shim.driver import Opened
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.events import Encoded
@@ -30,6 +32,7 @@ from hypervisor_shim.frame import (
 from hypervisor_shim.procedures import Entry, Kind, Tables
 from hypervisor_shim.session import Session
 from hypervisor_shim.streams import STREAMS_MAX, Stream
+from hypervisor_shim.tls import CONFIRMED, Tls, distinguished_name
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class Home(Protocol):
     tables: Tables
     partial_bytes: int
     buffer: memoryview
+    audit: Audit
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work`; the server sees to its end."""
@@ -73,8 +77,9 @@ class Home(Protocol):
 
 
 class Connection(asyncio.BufferedProtocol):
-    def __init__(self, home: Home, session: Session) -> None:
+    def __init__(self, home: Home, session: Session, tls: Tls | None = None) -> None:
         self._home = home
+        self._tls = tls
         self._limits = home.limits
         self._session = session
         self._transport: asyncio.Transport | None = None
@@ -96,6 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._deadline: asyncio.TimerHandle | None = None  # of opening, then of a packet
         self._stall_timer: asyncio.TimerHandle | None = None
         self._table: dict[int, Entry] = {}
+        self._opened = False
         self._packet_max = min(self._limits.packet, self._limits.unopened_packet)
         session.changed = self._choose
         self._choose()
@@ -107,6 +113,17 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_high)
         self._set_deadline(self._limits.opening_time, "did not open a connection")
+        if self._tls is not None:
+            self._confirm(self._tls, transport.get_extra_info("ssl_object"))
+
+    def _confirm(self, tls: Tls, connection: ssl.SSLObject) -> None:
+        """The handshake is done: the client's certificate is one of our CA's. Is he wanted, too?"""
+        name = distinguished_name(connection)
+        if not tls.allows(name):
+            self._drop(f"has a certificate for {name}, which may not connect")
+            return
+        self._session.identify(f"x509:{name}")
+        self._send([CONFIRMED])
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """One buffer serves all connections: it is emptied before the loop reads from another socket."""
@@ -217,32 +234,45 @@ class Connection(asyncio.BufferedProtocol):
             if entry.inline:
                 return entry.reply(result, serial)
         except LibvirtError as refused:
+            if entry.audited and refused.code is not Code.RPC:  # whose arguments were no arguments
+                self._audit(entry, entry.target(data, pos, end), refused.code)
             return packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
         except Exception:
             return self._bug(number, serial)
         self._in_flight += 1
         self._stop_or_go()
-        self._home.spawn(self._act(entry, result, serial))
+        named = entry.target(data, pos, end) if entry.audited else ""
+        self._home.spawn(self._act(entry, result, serial, named))
         return None
 
-    async def _act(self, entry: Entry, work: Coroutine[Any, Any, Any], serial: int) -> None:
+    async def _act(self, entry: Entry, work: Coroutine[Any, Any, Any], serial: int, named: str) -> None:
         """Carry out an acting call. It goes on when the client leaves: what was asked for is done."""
-        number = entry.procedure.number
+        number, began, code = entry.procedure.number, self._loop.time(), 0
         try:
             result = await work
+            named = named or target(result)
             if entry.procedure.kind is Kind.STREAM:
                 await self._open_stream(entry, result, serial)
             else:
                 self._send([entry.reply(result, serial)])
         except LibvirtError as refused:
+            code = refused.code
             self._send(
                 [packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))]
             )
         except Exception:
+            code = Code.INTERNAL_ERROR
             self._send([self._bug(number, serial)])
         finally:
+            if entry.audited:
+                self._audit(entry, named, code, self._loop.time() - began)
             self._in_flight -= 1
             self._stop_or_go()
+        if self._session.closing and self._transport is not None:
+            self._transport.close()
+
+    def _audit(self, entry: Entry, named: str, code: int, seconds: float = 0.0) -> None:
+        self._home.audit(Audited(self._session.caller, entry.procedure.api, named, code, seconds))
 
     async def _open_stream(self, entry: Entry, opened: Any, serial: int) -> None:
         if not isinstance(opened, Opened):
@@ -294,7 +324,10 @@ class Connection(asyncio.BufferedProtocol):
         return None  # replies and events are dropped in silence, as libvirtd does
 
     def _refuse(self, program: int, version: int, number: int, serial: int, status: int) -> bytes:
-        refused = self._home.tables.refusal(program, version, number, status, self._session)
+        tables = self._home.tables
+        refused = tables.refusal(program, version, number, status, self._session)
+        if refused.code in (Code.ACCESS_DENIED, Code.OPERATION_DENIED):
+            self._audit(tables.by_program[program][number], "", refused.code)
         return packet(program, version, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
 
     def _bug(self, number: int, serial: int) -> bytes:
@@ -315,6 +348,8 @@ class Connection(asyncio.BufferedProtocol):
         """Tell this client, if it registered for such an event."""
         if self._transport is None or not self._session.opened:
             return
+        if not self._session.access.sees(event.domain):
+            return
         self._send(list(self._session.registrations.packets(event)))
         if self._transport and self._transport.get_write_buffer_size() > self._limits.event_backlog:
             self._drop("does not read its events")
@@ -332,11 +367,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _choose(self) -> None:
         """The session moved on: take the table that goes with its phase."""
-        session, tables = self._session, self._home.tables
-        if not session.opened:
-            self._table = tables.authenticated
-        elif self._table is tables.authenticated:
-            self._table = tables.opened_read_only if session.caller.read_only else tables.opened
+        session = self._session
+        opening = session.opened and not self._opened
+        if opening or not session.opened:
+            self._table = self._home.tables.permitted(session)
+        if opening:
+            self._opened = True
             self._packet_max = self._limits.packet
             if self._deadline is not None:
                 self._deadline.cancel()

@@ -166,15 +166,19 @@ class Encoded:
     key: Key
     procedure: int
     body: bytes
+    domain: str | None = None  # its name, where the event is a domain's
 
 
 def encode(event: Event) -> list[Encoded]:
     """One packet body per event id that tells of `event`."""
+    domain = event.domain.name if isinstance(event, DomainEvent) else None
     found = []
     for shape in _SHAPES[type(event)]:
         out: list[bytes] = []
         shape.body.write(shape.values(event), out)
-        found.append(Encoded(shape.family, shape.event_id, _key(event), shape.procedure, b"".join(out)))
+        found.append(
+            Encoded(shape.family, shape.event_id, _key(event), shape.procedure, b"".join(out), domain)
+        )
     return found
 
 

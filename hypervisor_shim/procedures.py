@@ -7,11 +7,13 @@ changes. A row that is not there is refused: code 3 for a number libvirt has giv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from struct import Struct
 from typing import Any
 
+from hypervisor_shim.access import Right, denied, guarded, needed
+from hypervisor_shim.audit import finder, is_audited
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
 from hypervisor_shim.frame import HEADER, HEADER_SIZE, Program, Status, Type
 from hypervisor_shim.session import Session
@@ -37,7 +39,8 @@ class Procedure:
     """`handler(session, *args)` gets the members of `args`; what it returns is what `reply` writes (a tuple
     for a Record, the bare value for anything else, None without a reply body).
 
-    `read_only` says whether a read-only client may call it: nothing may unless its row says so.
+    `read_only` says whether a read-only client may call it: nothing may unless its row says so. The right
+    that a call takes follows from the row (`access.needed`).
     """
 
     number: int
@@ -67,6 +70,8 @@ class Entry:
     serve: Serve
     reply: Reply
     inline: bool
+    audited: bool
+    target: Callable[[bytes, int, int], str]  # the object that a call's body names, for the audit
 
 
 def _compile_serve(row: Procedure) -> Serve:
@@ -134,6 +139,18 @@ class Tables:
     authenticated: dict[int, Entry]
     opened: dict[int, Entry]
     opened_read_only: dict[int, Entry]
+    limited: dict[Right, dict[int, Entry]]  # for the rights a session has anywhere; each call is checked
+
+    def permitted(self, session: Session) -> dict[int, Entry]:
+        """The calls that `session` may make now."""
+        if not session.authenticated:
+            return self.connected
+        if not session.opened:
+            return self.authenticated
+        read_only = session.caller.read_only
+        if session.access.unlimited:
+            return self.opened_read_only if read_only else self.opened
+        return self.limited[Right.READ if read_only else session.access.anywhere]
 
     def refusal(self, program: int, version: int, number: int, status: int, session: Session) -> LibvirtError:
         """Why a CALL that is in no table of this session's phase is not served, in libvirtd's order."""
@@ -145,11 +162,22 @@ class Tables:
         name = known(number)
         if name is None:
             return rpc_error(f"unknown procedure: {number}")
+        if not session.authenticated:
+            return rpc_error("authentication required")
         if not session.opened:
             return error(Code.INTERNAL_ERROR, "hypervisor connection not open", origin=Origin.RPC)
-        if number in self.by_program.get(program, ()):
+        entry = self.by_program.get(program, {}).get(number)
+        if entry is None:
+            return error(Code.NO_SUPPORT, name, origin=Origin.DOMAIN)
+        right = needed(entry.procedure)
+        if session.caller.read_only and right is not Right.READ:
             return error(Code.OPERATION_DENIED, f"read only access prevents {name}", origin=Origin.DOMAIN)
-        return error(Code.NO_SUPPORT, name, origin=Origin.DOMAIN)
+        return denied(session, right, name)
+
+
+def _entry(row: Procedure) -> Entry:
+    inline, audited = row.kind is Kind.READ, is_audited(row)
+    return Entry(row, _compile_serve(row), _compile_reply(row), inline, audited, finder(row))
 
 
 def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str | None]]) -> Tables:
@@ -158,11 +186,25 @@ def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str
     for row in rows:
         table = by_program.setdefault(row.program, {})
         assert row.number not in table, f"procedure {row.number} has two rows"
-        table[row.number] = Entry(row, _compile_serve(row), _compile_reply(row), row.kind is Kind.READ)
+        table[row.number] = _entry(row)
     remote = by_program[Program.REMOTE]
 
     def choose(test: Callable[[Procedure], bool]) -> dict[int, Entry]:
         return {number: entry for number, entry in remote.items() if test(entry.procedure)}
+
+    checked = {
+        number: entry
+        if entry.procedure.phase is not Phase.OPENED
+        else replace(entry, serve=_compile_serve(replace(entry.procedure, handler=guarded(entry.procedure))))
+        for number, entry in remote.items()
+    }
+
+    def limited(rights: Right) -> dict[int, Entry]:
+        return {
+            number: entry
+            for number, entry in checked.items()
+            if entry.procedure.phase is not Phase.OPENED or needed(entry.procedure) & rights
+        }
 
     return Tables(
         by_program,
@@ -171,4 +213,5 @@ def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str
         authenticated=choose(lambda row: row.phase is not Phase.OPENED),
         opened=remote,
         opened_read_only=choose(lambda row: row.read_only or row.phase is not Phase.OPENED),
+        limited={Right(rights): limited(Right(rights)) for rights in range(Right.ALL + 1)},
     )

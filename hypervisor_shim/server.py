@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hypervisor_shim.access import Policy
+from hypervisor_shim.audit import Audit, to_log
 from hypervisor_shim.calls import (
     block,
     connect,
@@ -40,13 +42,17 @@ from hypervisor_shim.driver import Caller, Driver, Event
 from hypervisor_shim.events import encode
 from hypervisor_shim.procedure_names import known_numbers
 from hypervisor_shim.procedures import Tables, build_tables
+from hypervisor_shim.sasl import Authenticator
 from hypervisor_shim.session import Session
+from hypervisor_shim.tls import Tls
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 128
 _READ_SIZE = 256 * 1024  # bytes taken from a socket at once
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
+_SO_PEERGROUPS = 59  # Linux 4.13: the peer's other groups
+_GROUPS_SIZE = 1024  # bytes of the answer, four a group: the most that Python takes
 _FAMILIES = (
     connect, domain, lifecycle, statistics, guest, devices, block, snapshot, migration,
     node, network, nwfilter, interface, storage, nodedev, secret,
@@ -64,6 +70,8 @@ def make_tables() -> Tables:
 class _Listener:
     sock: socket.socket
     read_only: bool
+    tls: Tls | None = None
+    authenticator: Authenticator | None = None
     path: Path | None = None
     inode: int = 0
     unopened: dict[Connection, float] = field(
@@ -81,11 +89,21 @@ class Server:
         …
         await server.close()
 
-    All of it runs in the event loop that called; `driver` is called in that loop only.
+    All of it runs in the event loop that called; `driver` is called in that loop only. `policy` says who may
+    do what (default: whoever gets in, everything); `audit` gets each call that changes something.
     """
 
-    def __init__(self, driver: Driver, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        limits: Limits | None = None,
+        *,
+        policy: Policy | None = None,
+        audit: Audit = to_log,
+    ) -> None:
         self.limits = limits or Limits()
+        self.policy = policy or Policy()
+        self.audit = audit
         self.tables = make_tables()
         self.partial_bytes = 0
         self.buffer = memoryview(bytearray(_READ_SIZE))
@@ -100,7 +118,13 @@ class Server:
     # ---- listening -------------------------------------------------------------------------------
 
     async def listen_unix(
-        self, path: Path, *, read_only: bool = False, mode: int = 0o600, group: str | None = None
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        mode: int = 0o600,
+        group: str | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
         """Listen at `path`. A socket that a dead server left there is replaced; one that answers is an
         OSError (EADDRINUSE), as is anything there that is no socket. Until `mode` is set it is 0600."""
@@ -119,15 +143,39 @@ class Server:
         except BaseException:
             sock.close()
             raise
-        self._listen(_Listener(sock, read_only, path, path.stat().st_ino))
+        self._listen(_Listener(sock, read_only, None, authenticator, path, path.stat().st_ino))
 
     async def listen_tcp(self, host: str, port: int, *, read_only: bool = False) -> int:
         """Listen at `host` (an address) and `port` (0: any free one, returned). Nothing is encrypted and
-        nobody is asked who he is: for loopback and networks that are guarded otherwise."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        self._listen(_Listener(sock, read_only))
-        return int(sock.getsockname()[1])
+        nobody is asked who he is: for loopback and networks that are guarded otherwise. (libvirt's clients
+        refuse to log in by SCRAM where nothing is encrypted, so there is no use in asking.)"""
+        return self.adopt(_bound(host, port), read_only=read_only)
+
+    async def listen_tls(
+        self,
+        host: str,
+        port: int,
+        tls: Tls,
+        *,
+        read_only: bool = False,
+        authenticator: Authenticator | None = None,
+    ) -> int:
+        """Listen like `listen_tcp`, for clients with a certificate; with `authenticator` they log in, too."""
+        return self.adopt(_bound(host, port), read_only=read_only, tls=tls, authenticator=authenticator)
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        *,
+        read_only: bool = False,
+        tls: Tls | None = None,
+        authenticator: Authenticator | None = None,
+    ) -> int:
+        """Serve a socket that listens already, such as one from `activation`; its port, 0 for a unix one."""
+        if authenticator is not None and tls is None and sock.family != socket.AF_UNIX:
+            raise ValueError("a login needs TLS or a unix socket: clients refuse it where others read along")
+        self._listen(_Listener(sock, read_only, tls, authenticator))
+        return 0 if sock.family == socket.AF_UNIX else int(sock.getsockname()[1])
 
     def _listen(self, listener: _Listener) -> None:
         listener.sock.setblocking(False)
@@ -177,31 +225,49 @@ class Server:
             loop.call_later(1.0, self._accept_or_not, listener)
             return
         sock.setblocking(False)
-        session = Session(self._driver, self._caller(sock, listener), listener.read_only)
-        connection = Connection(self, session)
+        session = self._session(sock, listener)
+        connection = Connection(self, session, listener.tls)
         self._clients[connection] = listener
         listener.unopened[connection] = asyncio.get_running_loop().time()
         self._accept_or_not(listener)
-        self.spawn(self._connect(connection, sock))
+        self.spawn(self._connect(connection, sock, listener.tls, session.caller.peer))
 
-    async def _connect(self, connection: Connection, sock: socket.socket) -> None:
+    async def _connect(self, connection: Connection, sock: socket.socket, tls: Tls | None, peer: str) -> None:
+        how: dict[str, Any] = {}
+        if tls is not None:
+            how = {"ssl": tls.context(), "ssl_handshake_timeout": self.limits.opening_time}
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
-        except OSError:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock, **how)
+        except OSError as failed:  # a failed handshake is one, too
+            if tls is not None and not self._closing:
+                log.warning("client %s got no TLS connection: %s", peer, failed)
             sock.close()
             self.gone(connection)
 
-    def _caller(self, sock: socket.socket, listener: _Listener) -> Caller:
-        number = next(self._numbers)
+    def _session(self, sock: socket.socket, listener: _Listener) -> Session:
         if sock.family == socket.AF_UNIX:
             raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            pid, uid, _ = _CREDENTIALS.unpack(raw)
-            return Caller(f"uid:{uid}", f"unix:uid={uid},pid={pid}", listener.read_only, True, number)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError):
-            host, port, *_ = sock.getpeername()
-            return Caller("anonymous", f"tcp:{host}:{port}", listener.read_only, False, number)
-        return Caller("anonymous", "tcp:gone", listener.read_only, False, number)
+            pid, uid, gid = _CREDENTIALS.unpack(raw)
+            peer = f"unix:uid={uid},pid={pid}"
+            identities = (f"uid:{uid}", *(f"gid:{each}" for each in (gid, *_other_groups(sock))))
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            kind = "tcp" if listener.tls is None else "tls"
+            peer, identities = f"{kind}:gone", (f"{kind}:anonymous",)
+            with contextlib.suppress(OSError):
+                host, port, *_ = sock.getpeername()
+                peer = f"{kind}:{host}:{port}"
+        secure = sock.family == socket.AF_UNIX or listener.tls is not None
+        caller = Caller(identities[0], peer, listener.read_only, secure, next(self._numbers))
+        return Session(
+            self._driver,
+            caller,
+            listener.read_only,
+            self.policy,
+            identities,
+            listener.authenticator,
+            authenticated=listener.authenticator is None,
+        )
 
     # ---- what connections need -------------------------------------------------------------------
 
@@ -255,6 +321,20 @@ class Server:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
+def _other_groups(sock: socket.socket) -> list[int]:
+    """The supplementary groups of who is at the other end of a unix socket, unless they are too many."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError:
+        return []
+    return [gid for (gid,) in struct.iter_unpack("I", raw)]
 
 
 def _clear_stale(path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from hypervisor_shim.access import EVERYTHING, Access, Policy, view
 from hypervisor_shim.driver import Caller, Driver
 from hypervisor_shim.events import Registrations
+from hypervisor_shim.sasl import Authenticator, Exchange
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +23,13 @@ class Session:
     driver: Driver
     caller: Caller
     listener_read_only: bool
+    policy: Policy = field(default_factory=Policy)
+    identities: tuple[str, ...] = ()  # all that rules may name; `caller.identity` is the most telling one
+    authenticator: Authenticator | None = None  # who must be asked before anything else, if anybody
+    exchange: Exchange | None = None  # under way with it
+    attempts: int = 0  # that failed
+    authenticated: bool = True
+    access: Access = EVERYTHING
     changed: Callable[[], None] = lambda: None
     opened: bool = False
     closing: bool = False  # CONNECT_CLOSE was served: hang up after the reply
@@ -28,9 +37,23 @@ class Session:
     wants_close_event: bool = False
     registrations: Registrations = field(default_factory=Registrations)
 
-    def enter(self, *, read_only: bool) -> None:
+    def identify(self, identity: str) -> None:
+        """The client has proved that it is `identity` too."""
+        self.identities = (identity, *self.identities)
+        self.caller = replace(self.caller, identity=identity)
+
+    def authenticate(self, identity: str) -> None:
+        """It has proved who it is, to the authenticator of its listener."""
+        self.identify(identity)
+        self.authenticated = True
+        self.changed()
+
+    def enter(self, access: Access, *, read_only: bool) -> None:
         """CONNECT_OPEN was granted."""
         self.caller = replace(self.caller, read_only=read_only)
+        self.access = access
+        if not access.unlimited:
+            self.driver = view(self.driver, access, self)
         self.opened = True
         self.changed()
 

@@ -190,6 +190,30 @@ class WideChars(Codec):
         out.append(b"".join(b"\0\0\0" + raw[i : i + 1] for i in range(len(raw))))
 
 
+class Chars(Codec):
+    """`char<max>` that holds bytes and not text (what SASL sends): four bytes on the wire for each."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def read(self, buf: bytes, pos: int, end: int) -> tuple[bytes, int]:
+        start = pos + 4
+        if start > end:
+            raise XdrError("length is cut short")
+        (count,) = _U32.unpack_from(buf, pos)
+        behind = start + count * 4
+        if count > self._limit or behind > end:
+            raise XdrError(f"length {count} is beyond the limit or the packet")
+        return buf[start + 3 : behind : 4], behind
+
+    def write(self, value: bytes, out: list[bytes]) -> None:
+        if len(value) > self._limit:
+            raise XdrError(f"{len(value)} characters do not fit a field of at most {self._limit}")
+        wide = bytearray(4 * len(value))
+        wide[3::4] = value
+        out += (_U32.pack(len(value)), bytes(wide))
+
+
 class Record(Codec):
     """A struct: its members in order, as a tuple."""
 

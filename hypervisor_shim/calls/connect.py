@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -9,7 +11,8 @@ from urllib.parse import urlsplit
 from hypervisor_shim.driver import Family
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.frame import NONNULL_DOMAIN, NONNULL_NETWORK, NONNULL_SECRET
-from hypervisor_shim.procedures import Phase, Procedure
+from hypervisor_shim.procedures import Kind, Phase, Procedure
+from hypervisor_shim.sasl import Authenticator, AuthFailed
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import (
     INT,
@@ -18,13 +21,15 @@ from hypervisor_shim.xdr import (
     UHYPER,
     UINT,
     Array,
-    Opaque,
+    Chars,
     Optional,
     Record,
     WideChars,
 )
 
-_AUTH_NONE = 0
+log = logging.getLogger(__name__)
+
+_AUTH_NONE, _AUTH_SASL = 0, 1
 _OPEN_READ_ONLY = 1
 _SASL_DATA_MAX = 65_536
 
@@ -34,11 +39,62 @@ _FEATURES = frozenset((_TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE
 
 
 def _auth_list(session: Session) -> list[int]:
-    return [_AUTH_NONE]
+    return [_AUTH_NONE if session.authenticator is None else _AUTH_SASL]
+
+
+def _auth_failed() -> LibvirtError:
+    return error(Code.AUTH_FAILED, "authentication failed", origin=Origin.RPC)
 
 
 def _auth_refused(session: Session, *ignored: object) -> NoReturn:
-    raise error(Code.AUTH_FAILED, "authentication failed", origin=Origin.RPC)
+    raise _auth_failed()
+
+
+def _sasl_init(session: Session) -> str:
+    if session.authenticator is None or session.authenticated:
+        raise _auth_failed()
+    return ",".join(session.authenticator.mechanisms)
+
+
+async def _sasl_start(session: Session, mechanism: str, nil: int, data: bytes) -> tuple[int, int, bytes]:
+    authenticator = session.authenticator
+    if authenticator is None or session.authenticated or session.exchange is not None:
+        raise _auth_failed()
+    if session.attempts >= authenticator.attempts:  # calls that were on their way before the last one failed
+        raise _auth_failed()
+    try:
+        session.exchange = authenticator.begin(mechanism)
+    except AuthFailed as failed:
+        raise await _punished(session, authenticator, failed) from None
+    return await _sasl_step(session, nil, data)
+
+
+async def _sasl_step(session: Session, nil: int, data: bytes) -> tuple[int, int, bytes]:
+    exchange, session.exchange = session.exchange, None
+    authenticator = session.authenticator
+    if exchange is None or authenticator is None:
+        raise _auth_failed()
+    try:
+        answer, user = exchange.step(data)
+    except (AuthFailed, OSError, ValueError) as failed:
+        raise await _punished(session, authenticator, failed) from None
+    if user is None:
+        session.exchange = exchange
+    else:
+        session.authenticate(f"sasl:{user}")
+        log.info("client %s is sasl:%s", session.caller.peer, user)
+    return int(user is not None), 0, answer
+
+
+async def _punished(session: Session, authenticator: Authenticator, failed: Exception) -> LibvirtError:
+    """The answer to a failed attempt, after a while; the last one ends the connection."""
+    session.attempts += 1
+    attempt = session.attempts
+    log.warning("client %s failed to log in: %s", session.caller.peer, failed)
+    await asyncio.sleep(authenticator.penalty * 2 ** (attempt - 1))
+    if attempt >= authenticator.attempts:
+        session.hang_up()
+    return _auth_failed()
 
 
 def _open(session: Session, name: str | None, flags: int) -> None:
@@ -58,7 +114,12 @@ def _open(session: Session, name: str | None, flags: int) -> None:
                 f"internal error: unexpected {uri.scheme} URI path '{uri.path}', try "
                 f"{uri.scheme}://{sorted(identity.paths)[0]}",
             )
-    session.enter(read_only=session.listener_read_only or bool(flags & _OPEN_READ_ONLY))
+    access = session.policy.access(session.identities)
+    if access is None:
+        log.warning("client %s is let in by no rule (%s)", session.caller.peer, ", ".join(session.identities))
+        detail = f"no rule lets {session.caller.identity} in"
+        raise error(Code.ACCESS_DENIED, detail, origin=Origin.ACCESS)
+    session.enter(access, read_only=session.listener_read_only or bool(flags & _OPEN_READ_ONLY))
 
 
 def _close(session: Session) -> None:
@@ -189,13 +250,16 @@ def _event_rows() -> Iterator[Procedure]:
         )
 
 
+_SASL_DATA = Chars(_SASL_DATA_MAX)
+_SASL_ANSWER = Record(INT, INT, _SASL_DATA)  # complete?, nothing there?, what is
+
 ROWS = [
     Procedure(66, "virAuthList", _auth_list, reply=Array(INT, 20), phase=Phase.CONNECTED),
-    Procedure(67, "virAuthSaslInit", _auth_refused, phase=Phase.CONNECTED),
-    Procedure(68, "virAuthSaslStart", _auth_refused, phase=Phase.CONNECTED,
-              args=Record(TEXT, INT, Opaque(_SASL_DATA_MAX))),
-    Procedure(69, "virAuthSaslStep", _auth_refused, phase=Phase.CONNECTED,
-              args=Record(INT, Opaque(_SASL_DATA_MAX))),
+    Procedure(67, "virAuthSaslInit", _sasl_init, reply=TEXT, phase=Phase.CONNECTED),
+    Procedure(68, "virAuthSaslStart", _sasl_start, Record(TEXT, INT, _SASL_DATA), _SASL_ANSWER, kind=Kind.ACT,
+              phase=Phase.CONNECTED),
+    Procedure(69, "virAuthSaslStep", _sasl_step, Record(INT, _SASL_DATA), _SASL_ANSWER, kind=Kind.ACT,
+              phase=Phase.CONNECTED),
     Procedure(70, "virAuthPolkit", _auth_refused, phase=Phase.CONNECTED),
     Procedure(1, "virConnectOpen", _open, args=Record(OPTIONAL_TEXT, UINT), phase=Phase.AUTHENTICATED),
     Procedure(2, "virConnectClose", _close, phase=Phase.AUTHENTICATED),

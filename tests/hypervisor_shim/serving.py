@@ -42,7 +42,8 @@ class Served:
 
 
 @contextmanager
-def serving(driver: Driver, directory: Path, limits: Limits | None = None) -> Iterator[Served]:
+def serving(driver: Driver, directory: Path, limits: Limits | None = None, **how: Any) -> Iterator[Served]:
+    """`how`: the server's policy and audit."""
     started: list[Served] = []
     ready, stop = threading.Event(), None
     problems: list[str] = []
@@ -52,7 +53,7 @@ def serving(driver: Driver, directory: Path, limits: Limits | None = None) -> It
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: problems.append(str(context)))
         stop = asyncio.Event()
-        server = Server(driver, limits)
+        server = Server(driver, limits, **how)
         path, read_only = directory / "sock", directory / "sock-ro"
         await server.listen_unix(path)
         await server.listen_unix(read_only, read_only=True)

@@ -1,0 +1,336 @@
+"""Rights per identity and domain, for calls and for events; and the audit of what was done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+
+from hypervisor_shim.access import About, Access, Policy, Right, Rule, about, domain_in, needed, resolve
+from hypervisor_shim.audit import Audited
+from hypervisor_shim.memory import MemoryDriver
+from hypervisor_shim.procedures import Kind, Phase
+from hypervisor_shim.sasl import Scram, UserFile
+from hypervisor_shim.server import make_tables
+
+from .serving import RawClient, Served, domain, serving, text
+
+WEB, DB = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+
+
+def document(name: str, uuid: str, title: str = "") -> str:
+    return f"""
+<domain type='test'><name>{name}</name><uuid>{uuid}</uuid>
+<memory unit='KiB'>65536</memory><vcpu>1</vcpu><os><type>hvm</type></os>{title}
+<devices><graphics type='vnc' passwd='open sesame'/><console type='pty'/></devices></domain>"""
+
+
+RULES = (
+    Rule(("sasl:reader",), Right.READ),
+    Rule(("sasl:operator",), Right.READ | Right.OPERATE, ("web-*",)),
+    Rule(("sasl:owner",), Right.ALL, ("web-*",)),
+    Rule(("sasl:owner",), Right.READ, ("db-*",)),
+    Rule(("sasl:admin",), Right.ALL),
+)
+
+
+@dataclass
+class Guarded:
+    served: Served
+    directory: Path
+    records: list[Audited] = field(default_factory=list)
+
+    def open(self, user: str) -> Any:
+        def give(wanted: list[list[Any]], _: None) -> int:
+            for each in wanted:
+                each[4] = user if each[0] == libvirt.VIR_CRED_AUTHNAME else "secret"
+            return 0
+
+        kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE]
+        return libvirt.openAuth(f"nic+unix:///system?socket={self.directory / 'sasl'}", [kinds, give, None])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> None:
+    libvirt.registerErrorHandler(lambda *_: None, None)
+
+
+@pytest.fixture
+def guarded(directory: Path) -> Iterator[Guarded]:
+    users = UserFile(directory / "users")
+    for name in ("reader", "operator", "owner", "admin", "stranger"):
+        users.put(name, "secret")
+    records: list[Audited] = []
+    driver = MemoryDriver([document("web-1", WEB), document("db-1", DB)])
+    with serving(driver, directory, policy=Policy(RULES), audit=records.append) as served:
+        served.run(served.server.listen_unix(directory / "sasl", authenticator=Scram(users)))
+        yield Guarded(served, directory, records)
+
+
+def code_of(call: Callable[[], object]) -> int:
+    """libvirt's code; 0 when the call succeeded."""
+    try:
+        call()
+    except libvirt.libvirtError as failed:
+        return int(failed.get_error_code())
+    return 0
+
+
+# ---- who gets in ---------------------------------------------------------------------------------
+
+
+def test_without_rules_whoever_got_in_may_do_everything(served: Served) -> None:
+    conn = libvirt.open(served.uri)
+    assert code_of(conn.lookupByName("test").destroy) == 0
+    conn.close()
+
+
+def test_with_rules_nobody_gets_in_whom_none_of_them_names(guarded: Guarded) -> None:
+    assert code_of(lambda: guarded.open("stranger")) == 88
+    assert code_of(lambda: libvirt.open(guarded.served.uri)) == 88, "root is named by no rule here"
+    assert code_of(lambda: libvirt.open(f"nic+tcp://127.0.0.1:{guarded.served.tcp_port}/system")) == 88
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("rule, let_in", [("uid:65534", True), ("gid:65533", True), ("uid:1", False)])
+def test_a_unix_socket_tells_user_and_groups(directory: Path, rule: str, let_in: bool) -> None:
+    directory.chmod(0o755)
+    with serving(MemoryDriver(), directory, policy=Policy([Rule((rule,), Right.READ)])) as served:
+        served.path.chmod(0o666)
+        done = subprocess.run(
+            ["virsh", "-q", "-c", served.uri, "list", "--name"],
+            user=65534, group=65534, extra_groups=[65533], env={"HOME": str(directory), "PATH": os.defpath},
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+    assert (done.stdout.split() == ["test"]) is let_in, done.stderr
+    assert let_in or "access denied: no rule lets uid:65534 in" in done.stderr
+
+
+def test_rules_may_name_users_and_groups() -> None:
+    assert resolve("user:root") == "uid:0"
+    assert resolve("group:root") == "gid:0"
+    assert resolve("sasl:alice") == "sasl:alice"
+    with pytest.raises(KeyError):
+        resolve("user:no such user")
+
+
+# ---- what each may do ----------------------------------------------------------------------------
+
+#: What is asked, and its code for each user: 0 done, 88 denied, 42 there is no such domain.
+ASKED: dict[str, tuple[Callable[[Any], object], dict[str, int]]] = {
+    "state of web": (lambda c: c.lookupByName("web-1").state(), {}),
+    "state of db": (lambda c: c.lookupByUUIDString(DB).state(), {"operator": 42}),
+    "secrets of web": (
+        lambda c: c.lookupByName("web-1").XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE),
+        {"reader": 88, "operator": 88},
+    ),
+    "secrets of db": (
+        lambda c: c.lookupByName("db-1").XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE),
+        {"reader": 88, "operator": 42, "owner": 88},
+    ),
+    "nmi to web": (lambda c: c.lookupByName("web-1").injectNMI(), {"reader": 88}),
+    "nmi to db": (lambda c: c.lookupByName("db-1").injectNMI(), {"reader": 88, "operator": 42, "owner": 88}),
+    "autostart of web": (lambda c: c.lookupByName("web-1").setAutostart(1), {"reader": 88, "operator": 88}),
+    "define web": (lambda c: c.defineXML(document("web-1", WEB)), {"reader": 88, "operator": 88}),
+    "define another": (
+        lambda c: c.defineXML(document("other", DB.replace("2", "3"))),
+        {"reader": 88, "operator": 88, "owner": 88},
+    ),
+    "take db over": (
+        lambda c: c.defineXML(document("web-2", DB)),
+        {"reader": 88, "operator": 88, "owner": 88, "admin": 9},
+    ),
+    "the node": (lambda c: (c.getInfo(), c.getCapabilities(), c.getHostname()), {}),
+}
+
+
+@pytest.mark.parametrize("user", ["reader", "operator", "owner", "admin"])
+def test_each_user_may_what_the_rules_say(guarded: Guarded, user: str) -> None:
+    conn = guarded.open(user)
+    found = {what: code_of(lambda ask=ask: ask(conn)) for what, (ask, _) in ASKED.items()}  # type: ignore[misc]
+    conn.close()
+    assert found == {what: codes.get(user, 0) for what, (_, codes) in ASKED.items()}
+
+
+@pytest.mark.parametrize(
+    "user, names", [("reader", ["web-1", "db-1"]), ("operator", ["web-1"]), ("owner", ["web-1", "db-1"])]
+)
+def test_what_may_not_be_read_is_in_no_list(guarded: Guarded, user: str, names: list[str]) -> None:
+    conn = guarded.open(user)
+    assert [each.name() for each in conn.listAllDomains()] == names
+    assert [record[0].name() for record in conn.getAllDomainStats()] == names
+    assert conn.numOfDomains() == len(names)
+    assert len(conn.listDomainsID()) == len(names)
+    conn.close()
+
+
+def test_a_hidden_domain_is_answered_like_one_that_is_not_there(guarded: Guarded) -> None:
+    """Not even the sentence differs; its UUID is known to the client, as from an earlier time."""
+    conn = guarded.open("admin")
+    hidden, never = conn.lookupByName("db-1"), DB.replace("2", "9")
+    conn.close()
+    conn = guarded.open("operator")
+    told = []
+    for uuid in (hidden.UUIDString(), never):
+        with pytest.raises(libvirt.libvirtError) as caught:
+            conn.lookupByUUIDString(uuid)
+        told.append(str(caught.value).replace(uuid, "UUID"))
+    assert told[0] == told[1]
+    conn.close()
+
+
+def test_events_of_hidden_domains_are_not_delivered(guarded: Guarded) -> None:
+    """CVE-2014-0028. The event that one may see comes after the one that one may not."""
+    script = f"""
+import json, libvirt, sys
+libvirt.virEventRegisterDefaultImpl()
+def give(wanted, _):
+    for each in wanted:
+        each[4] = "operator" if each[0] == libvirt.VIR_CRED_AUTHNAME else "secret"
+    return 0
+kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE]
+conn = libvirt.openAuth("nic+unix:///system?socket={guarded.directory / "sasl"}", [kinds, give, None])
+told = []
+conn.domainEventRegisterAny(None, 0, lambda c, dom, event, detail, _: told.append(dom.name()), None)
+print("ready", flush=True)
+while "web-1" not in told:
+    libvirt.virEventRunDefaultImpl()
+print(json.dumps(told), flush=True)
+"""
+    listener = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert listener.stdout is not None
+    try:
+        assert listener.stdout.readline() == "ready\n"
+        admin = guarded.open("admin")
+        admin.lookupByName("db-1").destroy()
+        admin.lookupByName("web-1").destroy()
+        admin.close()
+        assert set(json.loads(listener.stdout.readline())) == {"web-1"}
+    finally:
+        listener.kill()
+        listener.communicate()
+
+
+def test_rights_on_some_domains_are_none_on_what_is_shared(guarded: Guarded) -> None:
+    """A tenant's rules do not open pools, networks and secrets to him."""
+    owner = Access([rule for rule in RULES if "sasl:owner" in rule.who])
+    assert owner.shared == Right.NONE
+    assert owner.on("web-7") == Right.ALL
+    assert owner.on("db-7") == Right.READ
+    assert owner.on("mail") == Right.NONE
+    assert not owner.sees(None), "nor their events"
+    widened = Access([Rule(("x",), Right.ALL, ("web-*",), shared=Right.READ)])
+    assert widened.sees(None)
+    assert not widened.unlimited
+
+
+def test_every_procedure_has_a_right_and_a_subject() -> None:
+    """A row that acts and names a domain is checked on that domain, whoever added it."""
+    for entry in make_tables().opened.values():
+        row = entry.procedure
+        if row.phase is not Phase.OPENED:
+            continue
+        assert needed(row) in (Right.READ, Right.OPERATE, Right.CONFIGURE)
+        assert needed(row) is not Right.READ or row.read_only, f"{row.api} changes something"
+        if row.args is not None and domain_in(row.args) is not None:
+            assert about(row) is About.DOMAIN, row.api
+        if row.kind is not Kind.READ and not row.read_only:
+            assert entry.audited, row.api
+
+
+def test_a_read_only_connection_stays_one_whatever_the_rules_give(guarded: Guarded) -> None:
+    rules = Policy([Rule(("uid:*",), Right.ALL, ("te*",))])
+    guarded.served.server.policy = rules
+    with RawClient(guarded.served.path) as client:
+        client.open(flags=1)
+        assert client.call(12, domain()).code == 29
+
+
+@pytest.mark.parametrize(
+    "names, rights",
+    [
+        ([], Right.NONE),
+        (["read"], Right.READ),
+        (["operate"], Right.READ | Right.OPERATE),
+        (["configure"], Right.READ | Right.CONFIGURE),
+        (["configure", "operate"], Right.ALL),
+    ],
+)
+def test_rights_by_name(names: list[str], rights: Right) -> None:
+    assert Right.named(names) == rights
+    with pytest.raises(KeyError):
+        Right.named(["everything"])
+
+
+# ---- audit ---------------------------------------------------------------------------------------
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+def test_each_change_leaves_a_line_and_reading_leaves_none(guarded: Guarded) -> None:
+    conn = guarded.open("owner")
+    web = conn.lookupByName("web-1")
+    web.state(), web.XMLDesc(), conn.listAllDomains()
+    web.destroy()
+    code_of(conn.lookupByName("db-1").destroy)
+    conn.defineXML(document("web-1", WEB, "<title>open sesame</title>"))
+    until(lambda: len(guarded.records) >= 3)
+    conn.close()
+    told = [(r.caller.identity, r.api, r.target, r.code) for r in guarded.records]
+    assert told == [
+        ("sasl:owner", "virDomainDestroy", f'"web-1" {WEB}', 0),
+        ("sasl:owner", "virDomainDestroy", f'"db-1" {DB}', 88),
+        ("sasl:owner", "virDomainDefineXML", f'"web-1" {WEB}', 0),
+    ]
+    lines = "\n".join(map(str, guarded.records))
+    assert "sesame" not in lines, "documents may hold secrets"
+    assert lines.splitlines()[0].startswith(
+        f'sasl:owner from unix:uid={os.getuid()},pid={os.getpid()}: virDomainDestroy "web-1" {WEB}: ok in '
+    )
+
+
+def test_what_failed_and_what_a_reader_tried_is_in_the_audit(guarded: Guarded) -> None:
+    guarded.served.server.policy = Policy()
+    with RawClient(guarded.served.path) as client:
+        client.open().call(9, domain("web-1", bytes.fromhex(WEB.replace("-", ""))))
+    with RawClient(guarded.served.read_only_path) as client:
+        client.open().call(9, domain("web-1", bytes.fromhex(WEB.replace("-", ""))))
+    until(lambda: len(guarded.records) >= 2)
+    assert [(r.api, r.code) for r in guarded.records] == [("virDomainCreate", 55), ("virDomainCreate", 29)]
+
+
+def test_a_name_cannot_forge_a_line(guarded: Guarded) -> None:
+    guarded.served.server.policy = Policy()
+    with RawClient(guarded.served.path) as client:
+        client.open().call(9, domain("a\nroot from unix: virDomainCreate: ok \x1b[2J" + "x" * 5000))
+    until(lambda: guarded.records)
+    line = str(guarded.records[0])
+    assert line.isprintable()
+    assert len(line) < 500
+
+
+def test_acting_calls_without_arguments_for_it_are_not_audited(guarded: Guarded) -> None:
+    guarded.served.server.policy = Policy()
+    with RawClient(guarded.served.path) as client:
+        assert client.open().call(12, text("cut short")).code == 39
+    assert guarded.records == []
+
+
+def test_the_drivers_own_view_is_not_narrowed(guarded: Guarded) -> None:
+    """What the view hides from one client is still there for the others and for the driver."""
+    guarded.open("operator").close()
+    assert guarded.served.driver.domain(bytes.fromhex(DB.replace("-", ""))) is not None
