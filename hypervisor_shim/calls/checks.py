@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypervisor_shim.driver import DomainInfo, Impact
-from hypervisor_shim.errors import Code, LibvirtError, error, no_domain, not_running
+from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain, not_running
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import DomainRef
 
@@ -27,12 +27,12 @@ def running_domain(session: Session, ref: Ref) -> DomainInfo:
     return info
 
 
-def known_flags(flags: int, allowed: int, function: str) -> int:
+def known_flags(flags: int, allowed: int, function: str, origin: Origin = Origin.QEMU) -> int:
     """The flags, if the call knows them all (libvirt refuses the rest with INVALID_ARG)."""
-    if flags & ~allowed:
-        raise LibvirtError(
-            Code.INVALID_ARG, f"unsupported flags (0x{flags & ~allowed:x}) in function {function}"
-        )
+    unknown = flags & ~allowed
+    if unknown:
+        message = f"unsupported flags (0x{unknown:x}) in function {function}"
+        raise LibvirtError(Code.INVALID_ARG, message, origin=origin)
     return flags
 
 

@@ -48,6 +48,9 @@ from hypervisor_shim.errors import (
     uuid_text,
 )
 from hypervisor_shim.memory.devices import MemoryDevices
+from hypervisor_shim.memory.node import MemoryNode
+from hypervisor_shim.memory.nodedev import MemoryNodeDevices
+from hypervisor_shim.memory.secret import MemorySecrets
 from hypervisor_shim.memory.storage import MemoryStorage
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
@@ -145,6 +148,9 @@ class MemoryDriver(Driver):
         self._next_id = 1
         self.devices = MemoryDevices(self._find, self._publish)
         self.storage = MemoryStorage(self._publish)
+        self.node = MemoryNode()
+        self.node_devices = MemoryNodeDevices(self._publish)
+        self.secrets = MemorySecrets(self._publish)
         for document in documents:
             definition = parse_domain(document, arch=self.identity.arch)
             domain = _Domain(_described(definition), definition)

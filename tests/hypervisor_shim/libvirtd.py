@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,9 @@ log_outputs = "3:file:{dir}/log"
 # What libvirtd writes to outside its socket directory is hidden behind file systems that end with it.
 _START = """\
 mount -t tmpfs none /run
-for d in /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do [ -d $d ] && mount -t tmpfs none $d; done
+for d in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
+    [ -d $d ] && mount -t tmpfs none $d
+done
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid"
 """
 
@@ -57,15 +59,24 @@ def missing() -> str | None:
     return None
 
 
+def _driver(name: str) -> Path:
+    found = list(Path("/usr/lib").glob(f"*/libvirt/connection-driver/libvirt_driver_{name}.so"))
+    assert found, f"libvirt's {name} driver is not installed (Debian: libvirt-daemon)"
+    return found[0]
+
+
 @contextmanager
-def libvirtd(directory: Path) -> Iterator[Libvirtd]:
-    """Runs until the block ends. `directory`: not below /run, and short enough for a socket address."""
+def libvirtd(directory: Path, drivers: Iterable[str] = ()) -> Iterator[Libvirtd]:
+    """Runs until the block ends. `directory`: not below /run, and short enough for a socket address.
+    `drivers`: those of libvirt's real ones that shall be there beside the test driver, such as `secret`."""
     (directory / "libvirtd.conf").write_text(_CONFIG.format(dir=directory))
-    no_drivers = directory / "drivers"  # the test driver is built in; the others look at the machine
-    no_drivers.mkdir(exist_ok=True)
+    chosen = directory / "drivers"  # the test driver is built in; the others look at the machine
+    chosen.mkdir(exist_ok=True)
+    for name in drivers:
+        (chosen / f"libvirt_driver_{name}.so").symlink_to(_driver(name))
     daemon = subprocess.Popen(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", _START, "sh", str(directory)],
-        env={**os.environ, "LIBVIRT_DRIVER_DIR": str(no_drivers)},
+        env={**os.environ, "LIBVIRT_DRIVER_DIR": str(chosen)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -172,6 +172,12 @@ WRITES = {
     8: domain() + text("<disk/>"), 13: domain() + text("<disk/>"), 392: domain() + text("net0") + number(1),
     160: domain() + text("<disk/>") + number(1), 161: domain() + text("<disk/>") + number(1),
     174: domain() + text("<disk/>") + number(1),
+    # the node, its devices, secrets
+    250: number(0) * 4, 288: number(0) * 2, 347: number(0) * 5, 123: text("<device/>") + number(0),
+    **dict.fromkeys((118, 119, 120, 124), text("computer")), 428: text("<device/>") + number(0),
+    **dict.fromkeys((429, 430, 434), text("computer") + number(0)), 301: text("computer") + number(0) * 2,
+    142: text("<secret/>") + number(0), 144: bytes(16) + number(0) * 4, 145: bytes(16) + number(0) * 3,
+    146: bytes(16) + number(0) * 2,
 }  # fmt: skip
 
 
