@@ -29,7 +29,7 @@ from hypervisor_shim.frame import (
     error_body,
     packet,
 )
-from hypervisor_shim.procedures import Entry, Kind, Tables
+from hypervisor_shim.procedures import Entry, Kind, Procedure, Tables
 from hypervisor_shim.session import Session
 from hypervisor_shim.streams import STREAMS_MAX, Stream
 from hypervisor_shim.tls import CONFIRMED, Tls, distinguished_name
@@ -229,6 +229,9 @@ class Connection(asyncio.BufferedProtocol):
         entry = self._table.get(number)
         if entry is None:
             return self._refuse(Program.REMOTE, 1, number, serial, Status.OK)
+        return self._serve(entry, serial, data, pos, end)
+
+    def _serve(self, entry: Entry, serial: int, data: bytes, pos: int, end: int) -> bytes | None:
         try:
             result = entry.serve(self._session, data, pos, end)
             if entry.inline:
@@ -236,9 +239,9 @@ class Connection(asyncio.BufferedProtocol):
         except LibvirtError as refused:
             if entry.audited and refused.code is not Code.RPC:  # whose arguments were no arguments
                 self._audit(entry, entry.target(data, pos, end), refused.code)
-            return packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
+            return _refused(entry.procedure, serial, refused)
         except Exception:
-            return self._bug(number, serial)
+            return _bug(entry.procedure, serial)
         self._in_flight += 1
         self._stop_or_go()
         named = entry.target(data, pos, end) if entry.audited else ""
@@ -247,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _act(self, entry: Entry, work: Coroutine[Any, Any, Any], serial: int, named: str) -> None:
         """Carry out an acting call. It goes on when the client leaves: what was asked for is done."""
-        number, began, code = entry.procedure.number, self._loop.time(), 0
+        began, code = self._loop.time(), 0
         try:
             result = await work
             named = named or target(result)
@@ -257,12 +260,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._send([entry.reply(result, serial)])
         except LibvirtError as refused:
             code = refused.code
-            self._send(
-                [packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))]
-            )
+            self._send([_refused(entry.procedure, serial, refused)])
         except Exception:
             code = Code.INTERNAL_ERROR
-            self._send([self._bug(number, serial)])
+            self._send([_bug(entry.procedure, serial)])
         finally:
             if entry.audited:
                 self._audit(entry, named, code, self._loop.time() - began)
@@ -320,6 +321,10 @@ class Connection(asyncio.BufferedProtocol):
                     stream.receive_hole(data[pos + HEADER_SIZE : end])
             return None
         if type_ == Type.CALL:
+            if version == 1 and status == Status.OK:
+                entry = self._home.tables.of_other(program, number, self._session)
+                if entry is not None:
+                    return self._serve(entry, serial, data, pos + HEADER_SIZE, end)
             return self._refuse(program, version, number, serial, status)
         return None  # replies and events are dropped in silence, as libvirtd does
 
@@ -329,11 +334,6 @@ class Connection(asyncio.BufferedProtocol):
         if refused.code in (Code.ACCESS_DENIED, Code.OPERATION_DENIED):
             self._audit(tables.by_program[program][number], "", refused.code)
         return packet(program, version, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
-
-    def _bug(self, number: int, serial: int) -> bytes:
-        log.exception("procedure %d failed", number)
-        bug = error(Code.INTERNAL_ERROR, "the server failed to answer; see its log", origin=Origin.RPC)
-        return packet(Program.REMOTE, 1, number, Type.REPLY, serial, Status.ERROR, error_body(bug))
 
     # ---- packets out -----------------------------------------------------------------------------
 
@@ -456,3 +456,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             log.warning("client %s %s: disconnected", self._session.caller.peer, why)
             self._transport.abort()
+
+
+def _refused(procedure: Procedure, serial: int, refused: LibvirtError) -> bytes:
+    program, number = procedure.program, procedure.number
+    return packet(program, 1, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
+
+
+def _bug(procedure: Procedure, serial: int) -> bytes:
+    log.exception("procedure %d failed", procedure.number)
+    bug = error(Code.INTERNAL_ERROR, "the server failed to answer; see its log", origin=Origin.RPC)
+    return _refused(procedure, serial, bug)

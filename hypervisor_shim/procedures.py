@@ -152,6 +152,17 @@ class Tables:
             return self.opened_read_only if read_only else self.opened
         return self.limited[Right.READ if read_only else session.access.anywhere]
 
+    def of_other(self, program: int, number: int, session: Session) -> Entry | None:
+        """The call of a program other than the main one, if this session may make it now."""
+        entry = self.by_program.get(program, {}).get(number) if program != Program.REMOTE else None
+        if entry is None or not session.opened:
+            return None
+        right = needed(entry.procedure)
+        if session.access.unlimited:
+            return entry if right is Right.READ or not session.caller.read_only else None
+        rights = Right.READ if session.caller.read_only else session.access.anywhere
+        return _checked(entry) if right & rights else None
+
     def refusal(self, program: int, version: int, number: int, status: int, session: Session) -> LibvirtError:
         """Why a CALL that is in no table of this session's phase is not served, in libvirtd's order."""
         known = self.known.get(program)
@@ -180,6 +191,14 @@ def _entry(row: Procedure) -> Entry:
     return Entry(row, _compile_serve(row), _compile_reply(row), inline, audited, finder(row))
 
 
+def _checked(entry: Entry) -> Entry:
+    """The same call for a session whose rights are limited."""
+    row = entry.procedure
+    if row.phase is not Phase.OPENED:
+        return entry
+    return replace(entry, serve=_compile_serve(replace(row, handler=guarded(row))))
+
+
 def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str | None]]) -> Tables:
     """Compile the rows. Two rows of one number are a mistake of the programmer."""
     by_program: dict[int, dict[int, Entry]] = {}
@@ -192,12 +211,7 @@ def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str
     def choose(test: Callable[[Procedure], bool]) -> dict[int, Entry]:
         return {number: entry for number, entry in remote.items() if test(entry.procedure)}
 
-    checked = {
-        number: entry
-        if entry.procedure.phase is not Phase.OPENED
-        else replace(entry, serve=_compile_serve(replace(entry.procedure, handler=guarded(entry.procedure))))
-        for number, entry in remote.items()
-    }
+    checked = {number: _checked(entry) for number, entry in remote.items()}
 
     def limited(rights: Right) -> dict[int, Entry]:
         return {

@@ -36,6 +36,7 @@ from hypervisor_shim.calls import (
     snapshot,
     statistics,
     storage,
+    tuning,
 )
 from hypervisor_shim.connection import Connection, Limits
 from hypervisor_shim.driver import Caller, Driver, Event
@@ -54,7 +55,7 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
 _SO_PEERGROUPS = 59  # Linux 4.13: the peer's other groups
 _GROUPS_SIZE = 1024  # bytes of the answer, four a group: the most that Python takes
 _FAMILIES = (
-    connect, domain, lifecycle, statistics, guest, devices, block, snapshot, migration,
+    connect, domain, lifecycle, statistics, tuning, guest, devices, block, snapshot, migration,
     node, network, nwfilter, interface, storage, nodedev, secret,
 )  # fmt: skip
 _FINISHING_TIME = 10.0  # seconds that acting calls get at the server's end before they are cancelled

@@ -1,8 +1,8 @@
-"""What calls on domains check before they hand on: the domain, its flags, what they may mean for it now."""
+"""What calls on domains check first: the domain, its flags, and what they may mean for it now."""
 
 from __future__ import annotations
 
-from hypervisor_shim.driver import DomainInfo, Impact
+from hypervisor_shim.driver import DomainInfo, Impact, State
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain, not_running
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import DomainRef
@@ -44,3 +44,41 @@ def impact_of(info: DomainInfo, flags: int, function: str) -> Impact:
     if impact & Impact.CONFIG and not info.persistent:
         raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
     return impact
+
+
+#: Filters of virConnectListAllDomains: pairs of bits; a group with neither or both bits set filters nothing.
+#: (bits that want it, bits that want its opposite, test); the groups of what is never there test False.
+_OTHER_STATES = frozenset((State.NOSTATE, State.BLOCKED, State.SHUTDOWN, State.CRASHED, State.PMSUSPENDED))
+_ACTIVE, _INACTIVE, _PERSISTENT, _TRANSIENT = 1, 2, 4, 8
+_RUNNING, _PAUSED, _SHUTOFF, _OTHER = 16, 32, 64, 128
+_MANAGED_SAVE, _NO_MANAGED_SAVE, _AUTOSTART, _NO_AUTOSTART = 256, 512, 1024, 2048
+_SNAPSHOT, _NO_SNAPSHOT, _CHECKPOINT, _NO_CHECKPOINT = 4096, 8192, 16384, 32768
+LIST_FLAGS = 0xFFFF
+
+
+def matches(info: DomainInfo, flags: int) -> bool:
+    facts = _ACTIVE if info.active else _INACTIVE
+    facts |= _PERSISTENT if info.persistent else _TRANSIENT
+    facts |= _AUTOSTART if info.autostart else _NO_AUTOSTART
+    facts |= _NO_MANAGED_SAVE | _NO_SNAPSHOT | _NO_CHECKPOINT
+    state = info.state
+    if state is State.RUNNING:
+        facts |= _RUNNING
+    elif state is State.PAUSED:
+        facts |= _PAUSED
+    elif state is State.SHUTOFF:
+        facts |= _SHUTOFF
+    else:
+        facts |= _OTHER
+    return all(not flags & group or flags & group & facts for group in _GROUPS)
+
+
+_GROUPS = (
+    _ACTIVE | _INACTIVE,
+    _PERSISTENT | _TRANSIENT,
+    _RUNNING | _PAUSED | _SHUTOFF | _OTHER,
+    _MANAGED_SAVE | _NO_MANAGED_SAVE,
+    _AUTOSTART | _NO_AUTOSTART,
+    _SNAPSHOT | _NO_SNAPSHOT,
+    _CHECKPOINT | _NO_CHECKPOINT,
+)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from hypervisor_shim.calls.checks import (
+    DOMAIN,
+    LIST_FLAGS,
+    Ref,
+    find_domain,
+    impact_of,
+    known_flags,
+    matches,
+)
 from hypervisor_shim.driver import (
     ByteStream,
     ConsoleFlags,
     CreateFlags,
     DestroyFlags,
-    DomainInfo,
-    Impact,
     MetadataKind,
     ShutdownFlags,
-    State,
     UndefineFlags,
 )
 from hypervisor_shim.errors import (
@@ -36,38 +42,17 @@ from hypervisor_shim.xdr import (
     LIST_MAX,
     OPTIONAL_TEXT,
     TEXT,
-    TYPED_PARAM,
     UHYPER,
     UINT,
     UUID,
     Array,
-    DomainRef,
     Record,
-    Tag,
     WideChars,
 )
 from hypervisor_shim.xml.domain import parse_domain
 from hypervisor_shim.xml.domain_def import DomainDef
 
-Ref = tuple[bytes, bytes]  # UUID and name, as the client sent them
-DOMAIN = DomainRef()
 _INLINE_XML = 64 * 1024  # bytes: a longer document is parsed in a thread
-
-
-def _find(session: Session, ref: Ref) -> DomainInfo:
-    info = session.driver.domain(ref[0])
-    if info is None:
-        raise no_domain(ref[0], ref[1].decode("utf-8", "surrogateescape"))
-    return info
-
-
-def _flags(flags: int, allowed: int, function: str) -> int:
-    """The flags, if the call knows them all (libvirt refuses the rest with INVALID_ARG)."""
-    if flags & ~allowed:
-        raise LibvirtError(
-            Code.INVALID_ARG, f"unsupported flags (0x{flags & ~allowed:x}) in function {function}"
-        )
-    return flags
 
 
 # ---- listing and looking up ----------------------------------------------------------------------
@@ -124,47 +109,9 @@ def _count_defined(session: Session) -> int:
     return sum(not info.active for info in session.driver.domains())
 
 
-#: Filters of virConnectListAllDomains: pairs of bits; a group with neither or both bits set filters nothing.
-#: (bits that want it, bits that want its opposite, test); the groups of what is never there test False.
-_OTHER_STATES = frozenset((State.NOSTATE, State.BLOCKED, State.SHUTDOWN, State.CRASHED, State.PMSUSPENDED))
-_ACTIVE, _INACTIVE, _PERSISTENT, _TRANSIENT = 1, 2, 4, 8
-_RUNNING, _PAUSED, _SHUTOFF, _OTHER = 16, 32, 64, 128
-_MANAGED_SAVE, _NO_MANAGED_SAVE, _AUTOSTART, _NO_AUTOSTART = 256, 512, 1024, 2048
-_SNAPSHOT, _NO_SNAPSHOT, _CHECKPOINT, _NO_CHECKPOINT = 4096, 8192, 16384, 32768
-_LIST_FLAGS = 0xFFFF
-
-
-def _matches(info: DomainInfo, flags: int) -> bool:
-    facts = _ACTIVE if info.active else _INACTIVE
-    facts |= _PERSISTENT if info.persistent else _TRANSIENT
-    facts |= _AUTOSTART if info.autostart else _NO_AUTOSTART
-    facts |= _NO_MANAGED_SAVE | _NO_SNAPSHOT | _NO_CHECKPOINT
-    state = info.state
-    if state is State.RUNNING:
-        facts |= _RUNNING
-    elif state is State.PAUSED:
-        facts |= _PAUSED
-    elif state is State.SHUTOFF:
-        facts |= _SHUTOFF
-    else:
-        facts |= _OTHER
-    return all(not flags & group or flags & group & facts for group in _GROUPS)
-
-
-_GROUPS = (
-    _ACTIVE | _INACTIVE,
-    _PERSISTENT | _TRANSIENT,
-    _RUNNING | _PAUSED | _SHUTOFF | _OTHER,
-    _MANAGED_SAVE | _NO_MANAGED_SAVE,
-    _AUTOSTART | _NO_AUTOSTART,
-    _SNAPSHOT | _NO_SNAPSHOT,
-    _CHECKPOINT | _NO_CHECKPOINT,
-)
-
-
 def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[Any], int]:
-    _flags(flags, _LIST_FLAGS, "virConnectListAllDomains")
-    found = [info for info in session.driver.domains() if _matches(info, flags)]
+    known_flags(flags, LIST_FLAGS, "virConnectListAllDomains")
+    found = [info for info in session.driver.domains() if matches(info, flags)]
     if len(found) > LIST_MAX:
         raise rpc_error(f"Too many domains '{len(found)}' for limit '{LIST_MAX}'")
     return ([domain_value(info) for info in found] if need_results else []), len(found)
@@ -176,13 +123,13 @@ def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[Any
 def _info(session: Session, ref: Ref) -> tuple[int, int, int, int, int]:
     info = session.driver.domain(ref[0])
     if info is None:
-        info = _find(session, ref)
+        info = find_domain(session, ref)
     return info.state, info.max_mem_kib, info.mem_kib, info.vcpus, info.cpu_time_ns or 0
 
 
 def _state(session: Session, ref: Ref, flags: int) -> tuple[int, int]:
-    info = _find(session, ref)
-    _flags(flags, 0, "virDomainGetState")
+    info = find_domain(session, ref)
+    known_flags(flags, 0, "virDomainGetState")
     return info.state, info.reason
 
 
@@ -193,59 +140,59 @@ def _xml(session: Session, ref: Ref, flags: int) -> str:
     if session.caller.read_only and flags & (_XML_SECURE | _XML_MIGRATABLE):
         flag = "secure" if flags & _XML_SECURE else "migratable"
         raise error(Code.OPERATION_DENIED, f"virDomainGetXMLDesc with {flag} flag", origin=Origin.DOMAIN)
-    info = _find(session, ref)
-    _flags(flags, 15, "virDomainGetXMLDesc")
+    info = find_domain(session, ref)
+    known_flags(flags, 15, "virDomainGetXMLDesc")
     return session.driver.domain_xml(
         info.uuid, inactive=bool(flags & _XML_INACTIVE), secure=bool(flags & _XML_SECURE)
     )
 
 
 def _os_type(session: Session, ref: Ref) -> str:
-    return _find(session, ref).os_type
+    return find_domain(session, ref).os_type
 
 
 def _max_memory(session: Session, ref: Ref) -> int:
-    return _find(session, ref).max_mem_kib
+    return find_domain(session, ref).max_mem_kib
 
 
 def _max_vcpus(session: Session, ref: Ref) -> int:
-    return _find(session, ref).max_vcpus
+    return find_domain(session, ref).max_vcpus
 
 
 def _get_autostart(session: Session, ref: Ref) -> int:
-    return _find(session, ref).autostart
+    return find_domain(session, ref).autostart
 
 
 def _is_active(session: Session, ref: Ref) -> int:
-    return _find(session, ref).active
+    return find_domain(session, ref).active
 
 
 def _is_persistent(session: Session, ref: Ref) -> int:
-    return _find(session, ref).persistent
+    return find_domain(session, ref).persistent
 
 
 def _is_updated(session: Session, ref: Ref) -> int:
-    return _find(session, ref).updated
+    return find_domain(session, ref).updated
 
 
 def _has_none(session: Session, ref: Ref, flags: int) -> int:
     """Managed-save images, snapshots, checkpoints: metal has none, and says so."""
-    _find(session, ref)
+    find_domain(session, ref)
     return 0
 
 
 def _list_none(session: Session, ref: Ref, need_results: int, flags: int) -> tuple[list[Any], int]:
-    _find(session, ref)
+    find_domain(session, ref)
     return [], 0
 
 
 def _names_none(session: Session, ref: Ref, count: int, flags: int) -> list[str]:
-    _find(session, ref)
+    find_domain(session, ref)
     return []
 
 
 def _security_label(session: Session, ref: Ref) -> tuple[str, int]:
-    _find(session, ref)
+    find_domain(session, ref)
     return "", 0
 
 
@@ -253,8 +200,8 @@ _MESSAGE_DEPRECATION, _MESSAGE_TAINTING, _MESSAGE_IOERRORS = 1, 2, 4
 
 
 def _messages(session: Session, ref: Ref, flags: int) -> list[str]:
-    info = _find(session, ref)
-    _flags(flags, 7, "virDomainGetMessages")
+    info = find_domain(session, ref)
+    known_flags(flags, 7, "virDomainGetMessages")
     return session.driver.messages(info.uuid)
 
 
@@ -270,69 +217,13 @@ def _metadata_kind(kind: int, uri: str | None, function: str) -> MetadataKind:
     return known
 
 
-def _impact(info: DomainInfo, flags: int, function: str) -> Impact:
-    """What LIVE and CONFIG may mean for this domain now."""
-    impact = Impact(_flags(flags, 3, function))
-    if impact & Impact.LIVE and not info.active:
-        raise error(Code.OPERATION_INVALID, "domain is not running")
-    if impact & Impact.CONFIG and not info.persistent:
-        raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-    return impact
-
-
 def _get_metadata(session: Session, ref: Ref, kind: int, uri: str | None, flags: int) -> str:
     known = _metadata_kind(kind, uri, "virDomainGetMetadata")
     if flags & 3 == 3:
         message = "flags 'affect live' and 'affect config' are mutually exclusive"
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
-    info = _find(session, ref)
-    return session.driver.metadata(info.uuid, known, uri, _impact(info, flags, "virDomainGetMetadata"))
-
-
-# ---- statistics of many --------------------------------------------------------------------------
-
-_STATS_STATE, _STATS_CPU, _STATS_BALLOON, _STATS_VCPU = 1, 2, 4, 8
-_STATS_KNOWN = 0x3FFF
-_STATS_SERVED = _STATS_STATE | _STATS_CPU | _STATS_BALLOON | _STATS_VCPU
-_STATS_ENFORCE, _STATS_BACKING, _STATS_NOWAIT = 1 << 31, 1 << 30, 1 << 29
-
-
-def _stats(info: DomainInfo, wanted: int) -> list[tuple[str, int, int]]:
-    found: list[tuple[str, int, int]] = []
-    if wanted & _STATS_STATE:
-        found += [
-            ("state.state", Tag.INT, info.state),
-            ("state.reason", Tag.INT, info.reason),
-        ]
-    if wanted & _STATS_CPU and info.active and info.cpu_time_ns is not None:
-        found.append(("cpu.time", Tag.ULLONG, info.cpu_time_ns))
-    if wanted & _STATS_BALLOON:
-        found += [
-            ("balloon.current", Tag.ULLONG, info.mem_kib),
-            ("balloon.maximum", Tag.ULLONG, info.max_mem_kib),
-        ]
-    if wanted & _STATS_VCPU:
-        found += [
-            ("vcpu.current", Tag.UINT, info.vcpus),
-            ("vcpu.maximum", Tag.UINT, info.max_vcpus),
-        ]
-    return found
-
-
-def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) -> list[tuple[Any, Any]]:
-    bits = flags & 0xFFFFFFFF
-    _flags(bits, _LIST_FLAGS | _STATS_ENFORCE | _STATS_BACKING | _STATS_NOWAIT, "virConnectGetAllDomainStats")
-    if bits & _STATS_ENFORCE and stats & ~_STATS_SERVED:
-        raise error(
-            Code.ARGUMENT_UNSUPPORTED,
-            f"Stats types bits 0x{stats & ~_STATS_SERVED:x} are not supported by this daemon",
-        )
-    wanted = stats or _STATS_SERVED
-    if refs:
-        found = [info for ref in refs if (info := session.driver.domain(ref[0])) is not None]
-    else:
-        found = [info for info in session.driver.domains() if _matches(info, bits & _LIST_FLAGS)]
-    return [(domain_value(info), _stats(info, wanted)) for info in found]
+    info = find_domain(session, ref)
+    return session.driver.metadata(info.uuid, known, uri, impact_of(info, flags, "virDomainGetMetadata"))
 
 
 # ---- one domain: acting --------------------------------------------------------------------------
@@ -350,63 +241,63 @@ _DEFINE_VALIDATE = 1
 
 
 async def _define(session: Session, xml: str, flags: int = 0) -> tuple[str, bytes, int]:
-    _flags(flags, _DEFINE_VALIDATE, "virDomainDefineXMLFlags")
+    known_flags(flags, _DEFINE_VALIDATE, "virDomainDefineXMLFlags")
     return domain_value(await session.driver.define(session.caller, await _parse(session, xml)))
 
 
 async def _create_xml(session: Session, xml: str, flags: int) -> tuple[str, bytes, int]:
-    known = CreateFlags(_flags(flags, 63, "virDomainCreateXML"))
+    known = CreateFlags(known_flags(flags, 63, "virDomainCreateXML"))
     return domain_value(await session.driver.create_xml(session.caller, await _parse(session, xml), known))
 
 
 async def _create(session: Session, ref: Ref) -> None:
-    await session.driver.create(session.caller, _find(session, ref).uuid, CreateFlags.NONE)
+    await session.driver.create(session.caller, find_domain(session, ref).uuid, CreateFlags.NONE)
 
 
 async def _create_with_flags(session: Session, ref: Ref, flags: int) -> tuple[str, bytes, int]:
-    info = _find(session, ref)
-    known = CreateFlags(_flags(flags, 63, "virDomainCreateWithFlags"))
+    info = find_domain(session, ref)
+    known = CreateFlags(known_flags(flags, 63, "virDomainCreateWithFlags"))
     return domain_value(await session.driver.create(session.caller, info.uuid, known))
 
 
 async def _destroy(session: Session, ref: Ref, flags: int = 0) -> None:
-    info = _find(session, ref)
-    known = DestroyFlags(_flags(flags, 3, "virDomainDestroyFlags"))
+    info = find_domain(session, ref)
+    known = DestroyFlags(known_flags(flags, 3, "virDomainDestroyFlags"))
     await session.driver.destroy(session.caller, info.uuid, known)
 
 
 async def _shutdown(session: Session, ref: Ref, flags: int = 0) -> None:
-    info = _find(session, ref)
-    known = ShutdownFlags(_flags(flags, 31, "virDomainShutdownFlags"))
+    info = find_domain(session, ref)
+    known = ShutdownFlags(known_flags(flags, 31, "virDomainShutdownFlags"))
     await session.driver.shutdown(session.caller, info.uuid, known)
 
 
 async def _reboot(session: Session, ref: Ref, flags: int) -> None:
-    info = _find(session, ref)
-    known = ShutdownFlags(_flags(flags, 31, "virDomainReboot"))
+    info = find_domain(session, ref)
+    known = ShutdownFlags(known_flags(flags, 31, "virDomainReboot"))
     await session.driver.reboot(session.caller, info.uuid, known)
 
 
 async def _reset(session: Session, ref: Ref, flags: int) -> None:
-    info = _find(session, ref)
-    _flags(flags, 0, "virDomainReset")
+    info = find_domain(session, ref)
+    known_flags(flags, 0, "virDomainReset")
     await session.driver.reset(session.caller, info.uuid)
 
 
 async def _inject_nmi(session: Session, ref: Ref, flags: int) -> None:
-    info = _find(session, ref)
-    _flags(flags, 0, "virDomainInjectNMI")
+    info = find_domain(session, ref)
+    known_flags(flags, 0, "virDomainInjectNMI")
     await session.driver.inject_nmi(session.caller, info.uuid)
 
 
 async def _undefine(session: Session, ref: Ref, flags: int = 0) -> None:
-    info = _find(session, ref)
-    known = UndefineFlags(_flags(flags, 127, "virDomainUndefineFlags"))
+    info = find_domain(session, ref)
+    known = UndefineFlags(known_flags(flags, 127, "virDomainUndefineFlags"))
     await session.driver.undefine(session.caller, info.uuid, known)
 
 
 async def _set_autostart(session: Session, ref: Ref, autostart: int) -> None:
-    await session.driver.set_autostart(session.caller, _find(session, ref).uuid, bool(autostart))
+    await session.driver.set_autostart(session.caller, find_domain(session, ref).uuid, bool(autostart))
 
 
 async def _set_metadata(
@@ -422,14 +313,14 @@ async def _set_metadata(
     if known is MetadataKind.ELEMENT and text is not None and key is None:
         message = "key in virDomainSetMetadata must not be NULL"
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
-    info = _find(session, ref)
-    impact = _impact(info, flags, "virDomainSetMetadata")
+    info = find_domain(session, ref)
+    impact = impact_of(info, flags, "virDomainSetMetadata")
     await session.driver.set_metadata(session.caller, info.uuid, known, text, key, uri, impact)
 
 
 async def _open_console(session: Session, ref: Ref, device: str | None, flags: int) -> ByteStream:
-    info = _find(session, ref)
-    known = ConsoleFlags(_flags(flags, 3, "virDomainOpenConsole"))
+    info = find_domain(session, ref)
+    known = ConsoleFlags(known_flags(flags, 3, "virDomainOpenConsole"))
     if not info.active:
         raise error(Code.OPERATION_INVALID, "domain is not running")
     return await session.driver.open_console(session.caller, info.uuid, device, known)
@@ -468,8 +359,6 @@ ROWS = [
     Procedure(426, "virDomainGetMessages", _messages, Record(DOMAIN, UINT), Array(TEXT), True),
     Procedure(265, "virDomainGetMetadata", _get_metadata, Record(DOMAIN, INT, OPTIONAL_TEXT, UINT), TEXT,
               True),
-    Procedure(344, "virConnectGetAllDomainStats", _all_stats, Record(Array(DOMAIN), UINT, INT),
-              Array(Record(NONNULL_DOMAIN, Array(TYPED_PARAM))), True),
     Procedure(11, "virDomainDefineXML", _define, Record(TEXT), NONNULL_DOMAIN, kind=_ACT),
     Procedure(350, "virDomainDefineXMLFlags", _define, Record(TEXT, UINT), NONNULL_DOMAIN, kind=_ACT),
     Procedure(10, "virDomainCreateXML", _create_xml, Record(TEXT, UINT), NONNULL_DOMAIN, kind=_ACT),

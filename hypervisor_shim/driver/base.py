@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from hypervisor_shim.driver.block import Block
+from hypervisor_shim.driver.control import Control
 from hypervisor_shim.driver.devices import Devices
 from hypervisor_shim.driver.events import EventSink
 from hypervisor_shim.driver.facts import (
@@ -82,6 +83,7 @@ class Driver(ABC):
     nwfilters: NwFilters | None = None
     secrets: Secrets | None = None
     interfaces: Interfaces | None = None
+    control: Control | None = None
     statistics: Statistics | None = None
     guest: Guest | None = None
     devices: Devices | None = None

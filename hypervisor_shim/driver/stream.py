@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hypervisor_shim.errors import Code, error
+
 
 @dataclass(frozen=True, slots=True)
 class Hole:
@@ -34,6 +36,26 @@ class ByteStream(Protocol):
 
     async def close(self) -> None:
         """Give back what is held. A pending read may raise or return b""."""
+
+
+class Whole:
+    """A stream that gives bytes which are there already, and takes none."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
+
+    async def read(self, limit: int) -> bytes:
+        taken, self._left = self._left[:limit], self._left[limit:]
+        return bytes(taken)
+
+    async def write(self, data: bytes) -> None:
+        raise error(Code.OPERATION_INVALID, "this stream is for reading only")
+
+    async def finish(self) -> None:
+        """Nothing was sent."""
+
+    async def close(self) -> None:
+        self._left = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)

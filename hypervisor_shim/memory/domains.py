@@ -36,6 +36,7 @@ from hypervisor_shim.driver import (
     StartedDetail,
     State,
     StoppedDetail,
+    UndefinedDetail,
     UndefineFlags,
 )
 from hypervisor_shim.errors import (
@@ -47,10 +48,13 @@ from hypervisor_shim.errors import (
     not_running,
     uuid_text,
 )
+from hypervisor_shim.memory.control import MemoryControl
 from hypervisor_shim.memory.devices import MemoryDevices
+from hypervisor_shim.memory.guest import MemoryGuest
 from hypervisor_shim.memory.node import MemoryNode
 from hypervisor_shim.memory.nodedev import MemoryNodeDevices
 from hypervisor_shim.memory.secret import MemorySecrets
+from hypervisor_shim.memory.statistics import MemoryStatistics
 from hypervisor_shim.memory.storage import MemoryStorage
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
@@ -143,6 +147,9 @@ class MemoryDriver(Driver):
             threads=2,
         )
         self._clock = clock
+        self.statistics = MemoryStatistics(self)
+        self.control = MemoryControl(self)
+        self.guest = MemoryGuest(self)
         self._domains: dict[bytes, _Domain] = {}
         self._sinks: list[EventSink] = []
         self._next_id = 1
@@ -327,6 +334,36 @@ class MemoryDriver(Driver):
             await domain.console.close()
         domain.console = EchoConsole()
         return domain.console
+
+    # ---- for the other families --------------------------------------------------------------------
+
+    def described(self, uuid: bytes, *, inactive: bool = False) -> DomainDef:
+        """What the domain runs under; what its next start will use if it does not run, or with `inactive`."""
+        domain = self._find(uuid)
+        found = (domain.config or domain.live) if inactive else (domain.live or domain.config)
+        assert found is not None
+        return found
+
+    def change_live(self, uuid: bytes, change: Callable[[DomainDef], DomainDef]) -> None:
+        """The running domain is another from now on; its definition stays."""
+        domain = self._running(uuid)
+        assert domain.live is not None
+        live = domain.live = change(domain.live)
+        domain.info = replace(domain.info, vcpus=live.vcpus, mem_kib=live.mem_kib)
+
+    def change_state(self, uuid: bytes, state: State, reason: int, event: Lifecycle, detail: int = 0) -> None:
+        """Of a domain that runs, and goes on to have its id."""
+        domain = self._running(uuid)
+        domain.info = replace(domain.info, state=state, reason=reason)
+        self._tell(domain, event, detail)
+
+    def rename(self, uuid: bytes, definition: DomainDef) -> None:
+        """The same domain, which does not run, under the name that `definition` has."""
+        domain = self._find(uuid)
+        self._tell(domain, Lifecycle.UNDEFINED, UndefinedDetail.RENAMED)
+        domain.config = definition
+        domain.info = replace(domain.info, name=definition.name)
+        self._tell(domain, Lifecycle.DEFINED, DefinedDetail.RENAMED)
 
     # ---- events ------------------------------------------------------------------------------------
 

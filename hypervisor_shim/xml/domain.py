@@ -42,7 +42,7 @@ def parse_domain(xml: str, *, arch: str = DEFAULT_ARCH) -> DomainDef:
     sent = read_document(xml)
     check_domain(sent)
     open_macs = [_get(each.find("mac"), "address") is None for each in sent.iterfind("devices/interface")]
-    definition = _describe(fill(sent, arch))
+    definition = describe(fill(sent, arch))
     made_up = {each.mac for each, was_open in zip(definition.interfaces, open_macs, strict=True) if was_open}
     return replace(definition, made_up_macs=frozenset(made_up))
 
@@ -52,7 +52,7 @@ def with_macs(definition: DomainDef, macs: Mapping[str, str]) -> DomainDef:
     root = deepcopy(definition.tree)
     for mac in root.iterfind("devices/interface/mac"):
         mac.set("address", macs.get(mac.get("address", ""), mac.get("address", "")))
-    return _describe(root)
+    return describe(root)
 
 
 def format_domain(definition: DomainDef, live: Live | None = None, *, secure: bool = False) -> str:
@@ -152,7 +152,7 @@ def set_metadata(
     if kind is not MetadataKind.ELEMENT:
         tag = "title" if kind is MetadataKind.TITLE else "description"
         _replace(root, tag, text or None)
-        return _describe(root)
+        return describe(root)
     metadata = root.find("metadata")
     if metadata is None:
         metadata = _place(root, "metadata")
@@ -163,7 +163,7 @@ def set_metadata(
         metadata.append(_dressed(read_document(text), key or "", uri or ""))
     elif not len(metadata):
         root.remove(metadata)
-    return _describe(root)
+    return describe(root)
 
 
 def _dressed(element: Element, key: str, uri: str) -> Element:
@@ -208,7 +208,8 @@ def _replace(root: Element, tag: str, text: str | None) -> None:
 # ---- the typed view ----------------------------------------------------------------------------------
 
 
-def _describe(root: Element) -> DomainDef:
+def describe(root: Element) -> DomainDef:
+    """The typed view of a normalised document, which it keeps."""
     vcpu, os_type = root.find("vcpu"), root.find("os/type")
     count = int(root.findtext("vcpu") or "1")
     uuid = parse_uuid(root.findtext("uuid") or "")

@@ -80,7 +80,7 @@ def test_events_gaps_and_numbers_never_given_out_are_unknown(client: RawClient, 
 
 @pytest.mark.parametrize(
     ("procedure", "name"),
-    [(34, "virDomainSuspend"), (185, "virDomainSnapshotCreateXML")],
+    [(104, "virDomainMemoryPeek"), (185, "virDomainSnapshotCreateXML")],
 )
 def test_known_calls_that_are_not_served_say_so_by_name(client: RawClient, procedure: int, name: str) -> None:
     answer = client.call(procedure)
@@ -181,8 +181,11 @@ WRITES = {
 }  # fmt: skip
 
 
-#: Acting calls that change nothing: they are no reading ones only because they look at disks.
+#: Acting calls that change nothing: they are no reading ones only because they look
+#: at disks or count.
 LOOKS_ELSEWHERE = {
+    20, 64, 65, 159, 194, 243, 262, 263, 344,  # counters
+    135, 136,  # other hypervisors' documents
     87, 88, 91, 92, 95, 96, 97, 98, 99, 100, 282, 378, 391,  # pools and volumes
 }  # fmt: skip
 
