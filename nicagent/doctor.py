@@ -19,6 +19,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
+from pyroute2 import IPRoute
+
 from nicagent import client, proc
 from nicagent.config import Config, Console, GpioPower, Host, IpmiPower
 from nicagent.errors import Kind, NicagentError
@@ -29,7 +31,8 @@ from nicagent.provision.dhcp import CHAINLOADER
 BMC_SECONDS = 2.0  # for an answer that takes milliseconds
 AGENT_SECONDS = 5.0
 STATE_LOW, POOL_LOW = 64 << 20, 1 << 30  # bytes free below which we warn
-NET = Path("/sys/class/net")
+
+IFF_UP = 0x1  # netdevice(7)
 
 # capabilities(7): their numbers, and what we need them for.
 CAPABILITIES: Mapping[str, int] = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -204,17 +207,39 @@ def _pools(config: Config) -> Iterator[Check]:
 # ---- the network
 
 
+@dataclass(frozen=True)
+class _Link:
+    """A netdev of this network namespace."""
+
+    up: bool  # administratively
+    carrier: bool
+    kind: str | None  # vxlan, bridge, veth …; None for a real NIC
+
+
+def _links() -> dict[str, _Link]:
+    """Every netdev by name. From the kernel and not from /sys, which may be another namespace's."""
+    with IPRoute() as kernel:
+        return {
+            link.get("ifname"): _Link(
+                bool(link["flags"] & IFF_UP),
+                bool(link.get("carrier")),
+                (link.get("linkinfo") or {}).get("kind"),
+            )
+            for link in kernel.get_links()
+        }
+
+
 def _netdev(subject: str, device: str) -> Check:
-    if not (NET / device).exists():
-        known = ", ".join(sorted(each.name for each in NET.iterdir() if each.name != "lo")) or "none"
+    links = _links()
+    link = links.get(device)
+    if link is None:
+        known = ", ".join(sorted(links.keys() - {"lo"})) or "none"
         return Check(
             "broken", subject, f"there is no netdev {device}", f"known: {known}; mend its device key"
         )
-    try:
-        carrier = (NET / device / "carrier").read_text().strip() == "1"
-    except OSError:  # EINVAL: the link is administratively down; the agent brings it up
+    if not link.up:
         return Check("warning", subject, f"{device} is down", "the agent brings it up when it is used")
-    if not carrier:
+    if not link.carrier:
         return Check(
             "warning", subject, f"{device} has no carrier", "look at the cable; or the host has no power"
         )
@@ -233,16 +258,10 @@ def _overlay(config: Config, running: bool) -> Iterator[Check]:
     yield Check("ok", "overlay", f"{overlay.local} is here")
     if overlay.device:
         yield _netdev("underlay", overlay.device)
-    if not running and not _has_vxlan():  # otherwise the port is held by VXLAN itself
+    if not running and all(
+        link.kind != "vxlan" for link in _links().values()
+    ):  # otherwise the port is held by VXLAN itself
         yield _port("VXLAN", socket.SOCK_DGRAM, "0.0.0.0", overlay.port, "overlay.port")  # noqa: S104
-
-
-def _has_vxlan() -> bool:
-    for each in NET.glob("*/uevent"):
-        with contextlib.suppress(OSError):
-            if "DEVTYPE=vxlan" in each.read_text():
-                return True
-    return False
 
 
 def _link_ports(name: str, host: Host, config: Config, running: bool) -> Iterator[Check]:

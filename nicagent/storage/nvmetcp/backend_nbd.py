@@ -119,9 +119,12 @@ class NbdBackend(Backend):
                 log.info("%s is back, %d requests go on", self._where, len(self._requests))
             self._link = link
             self._send_again()
+            since = self._loop.time()
             await link.ended
             self._link = None
             self._lost()
+            if self._loop.time() - since < RETRY_DELAY:  # a server that hangs up at once is not to be chased
+                await asyncio.sleep(RETRY_DELAY)
 
     async def _connect(self) -> Link:
         reader, writer = await asyncio.open_unix_connection(self.path)
@@ -137,7 +140,7 @@ class NbdBackend(Backend):
                 )
             self.size = self.size or size
             self._flags = flags
-            link = Link(self._requests, self._over, self._wake_up)
+            link = Link(self._requests, self._over, self._wake_up, writer)
             # The handshake leaves nothing in the reader: a server sends no byte before the first request.
             transport = cast(asyncio.Transport, writer.transport)
             transport.set_protocol(link)

@@ -73,13 +73,22 @@ class Link(asyncio.BufferedProtocol):
     """One connection in transmission phase."""
 
     def __init__(
-        self, requests: Mapping[int, Request], over: Callable[[int, int], None], wake_up: WakeUp
+        self,
+        requests: Mapping[int, Request],
+        over: Callable[[int, int], None],
+        wake_up: WakeUp,
+        handshake: asyncio.StreamWriter,
     ) -> None:
-        """`requests` by handle; `over` is called with a handle and an errno, or 0, once its reply is here."""
+        """`requests` by handle; `over` is called with a handle and an errno, or 0, once its reply is here.
+
+        `handshake` is what negotiated: from Python 3.12 on a StreamWriter that nobody holds closes its
+        transport, which is ours now.
+        """
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._requests = requests
         self._over = over
         self._wake_up = wake_up
+        self._handshake = handshake
         self._transport: asyncio.Transport | None = None
         self._rx = bytearray(RX_SIZE)
         self._view = memoryview(self._rx)
