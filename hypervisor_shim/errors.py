@@ -171,7 +171,7 @@ _PREFIX: dict[Code, str] = {
     Code.NO_NWFILTER_BINDING: "Network filter binding not found: ",
     Code.NO_SECRET: "Secret not found: ",
     Code.INVALID_SECRET: "Invalid secret: ",
-    Code.NO_NETWORK_PORT: "Network port not found: ",
+    Code.NO_NETWORK_PORT: "network port not found: ",
     Code.NO_NETWORK_METADATA: "metadata not found: ",
     Code.CPU_INCOMPATIBLE: "the CPU is incompatible with host CPU: ",
     Code.AGENT_UNSYNCED: "guest agent replied with wrong id to guest-sync command: ",

@@ -125,7 +125,7 @@ _REMOTE = """
     443:DomainFDAssociate
 """
 #: Given out after 9.0, so not measured here; a client of 9.0 has no function for them.
-_LATER = "444:NetworkGetMetadata 445:NetworkSetMetadata 447:NodeDeviceUpdate 448:DomainGraphicsReload"
+_LATER = "444:NetworkSetMetadata 445:NetworkGetMetadata 447:NodeDeviceUpdate 448:DomainGraphicsReload"
 
 _QEMU = """
     1:DomainQemuMonitorCommand 2:DomainQemuAttach 3:DomainQemuAgentCommand

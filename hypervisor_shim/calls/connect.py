@@ -35,7 +35,10 @@ _SASL_DATA_MAX = 65_536
 
 #: Features a client may ask for (libvirt: virDrvFeature). Passing file descriptors (8) is not among them.
 _TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK = 9, 10, 14, 15
-_FEATURES = frozenset((_TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK))
+_NETWORK_UPDATE_ORDER = 16  # virNetworkUpdate's arguments come in the order in which they are named
+_FEATURES = frozenset(
+    (_TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK, _NETWORK_UPDATE_ORDER)
+)
 
 
 def _auth_list(session: Session) -> list[int]:

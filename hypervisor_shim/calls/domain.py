@@ -205,7 +205,7 @@ def _messages(session: Session, ref: Ref, flags: int) -> list[str]:
     return session.driver.messages(info.uuid)
 
 
-def _metadata_kind(kind: int, uri: str | None, function: str) -> MetadataKind:
+def metadata_kind(kind: int, uri: str | None, function: str) -> MetadataKind:
     try:
         known = MetadataKind(kind)
     except ValueError:
@@ -218,7 +218,7 @@ def _metadata_kind(kind: int, uri: str | None, function: str) -> MetadataKind:
 
 
 def _get_metadata(session: Session, ref: Ref, kind: int, uri: str | None, flags: int) -> str:
-    known = _metadata_kind(kind, uri, "virDomainGetMetadata")
+    known = metadata_kind(kind, uri, "virDomainGetMetadata")
     if flags & 3 == 3:
         message = "flags 'affect live' and 'affect config' are mutually exclusive"
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
@@ -303,7 +303,7 @@ async def _set_autostart(session: Session, ref: Ref, autostart: int) -> None:
 async def _set_metadata(
     session: Session, ref: Ref, kind: int, text: str | None, key: str | None, uri: str | None, flags: int
 ) -> None:
-    known = _metadata_kind(kind, uri, "virDomainSetMetadata")
+    known = metadata_kind(kind, uri, "virDomainSetMetadata")
     if known is MetadataKind.TITLE and text is not None and "\n" in text:
         raise LibvirtError(
             Code.INVALID_ARG,

@@ -51,6 +51,8 @@ from hypervisor_shim.errors import (
 from hypervisor_shim.memory.control import MemoryControl
 from hypervisor_shim.memory.devices import MemoryDevices
 from hypervisor_shim.memory.guest import MemoryGuest
+from hypervisor_shim.memory.interface import MemoryInterfaces
+from hypervisor_shim.memory.network import MemoryNetworks
 from hypervisor_shim.memory.node import MemoryNode
 from hypervisor_shim.memory.nodedev import MemoryNodeDevices
 from hypervisor_shim.memory.secret import MemorySecrets
@@ -158,6 +160,8 @@ class MemoryDriver(Driver):
         self.node = MemoryNode()
         self.node_devices = MemoryNodeDevices(self._publish)
         self.secrets = MemorySecrets(self._publish)
+        self.networks = MemoryNetworks(self._publish)
+        self.interfaces = MemoryInterfaces()
         for document in documents:
             definition = parse_domain(document, arch=self.identity.arch)
             domain = _Domain(_described(definition), definition)

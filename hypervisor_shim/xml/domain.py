@@ -135,7 +135,7 @@ def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> 
         found = definition.description
     else:
         element = definition.metadata.get(uri or "")
-        found = None if element is None else write_element(_bare(element, uri), quote='"').rstrip("\n")
+        found = None if element is None else write_element(bare(element, uri), quote='"').rstrip("\n")
     if found is None:
         raise error(
             Code.NO_DOMAIN_METADATA, "Requested metadata element is not present", origin=Origin.DOMAIN
@@ -160,13 +160,13 @@ def set_metadata(
         if namespace_of(element, {}) == uri:
             metadata.remove(element)
     if text is not None:
-        metadata.append(_dressed(read_document(text), key or "", uri or ""))
+        metadata.append(dressed(read_document(text), key or "", uri or ""))
     elif not len(metadata):
         root.remove(metadata)
     return describe(root)
 
 
-def _dressed(element: Element, key: str, uri: str) -> Element:
+def dressed(element: Element, key: str, uri: str) -> Element:
     """Every tag that has no namespace of its own gets that of the client, by the client's prefix."""
     if "xmlns" not in element.attrib:
         for inner in element.iter():
@@ -176,7 +176,7 @@ def _dressed(element: Element, key: str, uri: str) -> Element:
     return element
 
 
-def _bare(element: Element, uri: str | None) -> Element:
+def bare(element: Element, uri: str | None) -> Element:
     """A copy whose tags do without the prefix that stands for `uri`, and without its declaration."""
     bare = deepcopy(element)
     prefixes = {prefix for prefix, declared in declarations(element).items() if declared == uri}

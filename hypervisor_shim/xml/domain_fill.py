@@ -52,7 +52,7 @@ def fill(sent: Element, arch: str) -> Element:
         _insert(root, devices)
     drop_what_says_nothing(root)
     _identity(root)
-    _metadata(root, declarations(sent))
+    tidy_metadata(root, declarations(sent))
     _sizes(root)
     _os(root, arch)
     fill_cpu(root)
@@ -116,7 +116,7 @@ def _identity(root: Element) -> None:
             root.remove(element)
 
 
-def _metadata(root: Element, outer: Mapping[str, str]) -> None:
+def tidy_metadata(root: Element, outer: Mapping[str, str]) -> None:
     """Only elements with a namespace are kept, one for each namespace: the first. `outer`: the prefixes that
     the document's root declares."""
     metadata = root.find("metadata")

@@ -63,7 +63,7 @@ def test_close_is_answered_and_then_the_server_hangs_up(client: RawClient) -> No
 
 def test_features_are_answered_truthfully(client: RawClient) -> None:
     served = {n for n in range(30) if client.call(FEATURE, number(n)).body == number(1)}
-    assert served == {9, 10, 14, 15}, (
+    assert served == {9, 10, 14, 15, 16}, (
         "typed strings, keepalive, event callbacks, close callback; no FD passing"
     )
 
@@ -178,6 +178,16 @@ WRITES = {
     **dict.fromkeys((429, 430, 434), text("computer") + number(0)), 301: text("computer") + number(0) * 2,
     142: text("<secret/>") + number(0), 144: bytes(16) + number(0) * 4, 145: bytes(16) + number(0) * 3,
     146: bytes(16) + number(0) * 2,
+    # networks and interfaces
+    **dict.fromkeys((39, 42, 49), text("default") + bytes(16)), 48: text("default") + bytes(16) + number(1),
+    **dict.fromkeys((40, 41, 131), text("<network/>") + number(0)),
+    **dict.fromkeys((432, 437), text("<network/>") + number(0)),
+    291: text("default") + bytes(16) + number(3) + number(4) + number(-1) + text("<host/>") + number(0),
+    406: text("default") + bytes(16) + text("<networkport/>") + number(0),
+    408: text("default") + bytes(32) + number(0) * 2, 410: text("default") + bytes(32) + number(0),
+    444: text("default") + bytes(16) + number(0) * 5,
+    **dict.fromkeys((132, 133, 134), text("eth1") + text("") + number(0)),
+    **dict.fromkeys((220, 221, 222), number(0)),
 }  # fmt: skip
 
 
@@ -186,6 +196,7 @@ WRITES = {
 LOOKS_ELSEWHERE = {
     20, 64, 65, 159, 194, 243, 262, 263, 344,  # counters
     135, 136,  # other hypervisors' documents
+    126, 127, 128, 129, 130, 137, 138, 156, 284,  # interfaces
     87, 88, 91, 92, 95, 96, 97, 98, 99, 100, 282, 378, 391,  # pools and volumes
 }  # fmt: skip
 
