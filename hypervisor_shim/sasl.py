@@ -180,7 +180,7 @@ class UserFile:
 class Scram:
     """The Authenticator of a UserFile."""
 
-    mechanisms = (MECHANISM,)
+    mechanisms: tuple[str, ...] = (MECHANISM,)
 
     def __init__(self, users: UserFile, *, attempts: int = 3, penalty: float = 1.0) -> None:
         self._users = users

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nicagent.config import Config, Host
@@ -26,7 +26,7 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Export, Initiator, Transport
 from nicagent.network.contract import NetworkDriver
 from nicagent.northbound.api import ControlFace
-from nicagent.northbound.libvirt import LibvirtFace
+from nicagent.northbound.libvirt_face import LibvirtFace
 from nicagent.power.build import make_power
 from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.provisioner import Provisioner
@@ -38,15 +38,15 @@ from nicagent.walker import Parts
 log = logging.getLogger("nicagent.agent")
 
 
-async def serve(config: Config) -> None:
-    """Run an agent until SIGTERM or SIGINT."""
+async def serve(config: Config, sockets: Mapping[str, Sequence[socket.socket]] | None = None) -> None:
+    """Run an agent until SIGTERM or SIGINT. `sockets` were opened for it by systemd, by their names."""
     run_dir, state_dir = Path(config.agent.run_dir), Path(config.agent.state_dir)
     make_private(state_dir, 0o700)
     make_private(run_dir, 0o711)  # libvirt's sockets inside have rights of their own
     with _alone_in(run_dir):
         store = await Store.open(state_dir / "nicagent.db")
         try:
-            await _serve(config, store, run_dir, state_dir)
+            await _serve(config, store, run_dir, state_dir, sockets or {})
         finally:
             await store.close()
 
@@ -72,7 +72,13 @@ def _alone_in(run_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-async def _serve(config: Config, store: Store, run_dir: Path, state_dir: Path) -> None:
+async def _serve(
+    config: Config,
+    store: Store,
+    run_dir: Path,
+    state_dir: Path,
+    sockets: Mapping[str, Sequence[socket.socket]],
+) -> None:
     links = provision_links(config)
     provisioner = Provisioner(run_dir / "provision", Path(config.agent.artefacts)) if links else None
     network = _make_network(config, run_dir)
@@ -105,7 +111,7 @@ async def _serve(config: Config, store: Store, run_dir: Path, state_dir: Path) -
     await controller.load()
 
     control = ControlFace(controller, consoles)
-    libvirt = LibvirtFace(config, controller, consoles, await _host_uuid(store))
+    libvirt = LibvirtFace(config, controller, consoles, await _host_uuid(store), sockets)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("console", _console, "join a host's console; leave with Ctrl-]")
     sub.add_argument("host")
     sub.add_argument("--force", action="store_true", help="end the sessions of others")
+    sub = command("libvirt", _libvirt, "who may use the agent as libvirt clients: logins and certificates")
+    sub.add_argument("action", choices=["passwd", "drop", "users", "certs", "client"],
+                     help="passwd, drop: a login; users: list them; certs: the agent's own certificate; "
+                          "client: one for a client")  # fmt: skip
+    sub.add_argument("name", nargs="*", help="the user; the agent's names and addresses; the client's name")
+    sub.add_argument("--to", metavar="DIR", help="client: where its files go (default ./NAME)")
     sub = command("doctor", _doctor, "check what is wired, what answers, what is missing and how to mend it")
     sub.add_argument("host", nargs="?", help="only this host")
     return parser
@@ -118,10 +124,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     from nicagent import config
 
     loaded = config.load(Path(arguments.config or DEFAULT_CONFIG))
+    from hypervisor_shim.activation import handed_over
     from nicagent import agent  # all of it: only once the config is known to be right
 
     try:
-        asyncio.run(agent.serve(loaded))
+        sockets = handed_over(os.environ, os.getpid())
+    except ValueError as bad:
+        raise NicagentError(
+            Kind.INVALID, f"what systemd handed over: {bad}", "mend the .socket unit"
+        ) from None
+    try:
+        asyncio.run(agent.serve(loaded, sockets))
     except BaseExceptionGroup as group:
         told = _first(group)
         if told is None:
@@ -217,6 +230,43 @@ def _console(arguments: argparse.Namespace) -> int:
 
     asyncio.run(client.console(_socket(arguments), arguments.host, force=arguments.force))
     return 0
+
+
+def _libvirt(arguments: argparse.Namespace) -> int:
+    from nicagent import config, libvirt_access
+
+    libvirt = config.load(Path(arguments.config or DEFAULT_CONFIG)).libvirt
+    wanted = {"passwd": 1, "drop": 1, "users": 0, "client": 1}.get(arguments.action, len(arguments.name) or 1)
+    if len(arguments.name) != wanted:
+        raise NicagentError(
+            Kind.INVALID, f"{arguments.action} takes {wanted or 'no'} name", "see nicagent libvirt --help"
+        )
+    match arguments.action:
+        case "passwd":
+            libvirt_access.set_password(libvirt, arguments.name[0], _password)
+        case "drop":
+            libvirt_access.drop_user(libvirt, arguments.name[0])
+        case "users":
+            users = libvirt_access.users(libvirt)
+            print(json.dumps(users) if arguments.json else "\n".join(users))
+        case "certs":
+            print(libvirt_access.make_certificates(libvirt, arguments.name))
+        case _:
+            to = Path(arguments.to or arguments.name[0])
+            print(libvirt_access.make_client(libvirt, arguments.name[0], to))
+    return 0
+
+
+def _password(user: str) -> str:
+    """From a terminal twice and unseen, otherwise the first line of standard input; never from argv."""
+    import getpass
+
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    password = getpass.getpass(f"password of {user}: ")
+    if getpass.getpass("again: ") != password:
+        raise NicagentError(Kind.INVALID, "the two are not the same", "try again")
+    return password
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

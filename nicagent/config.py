@@ -141,13 +141,45 @@ class Overlay(Strict, frozen=True, kw_only=True):
     device: str = ""  # underlay netdev; empty: by route
 
 
+class LibvirtTls(Strict, frozen=True, kw_only=True):
+    """TLS for libvirt clients, who show a certificate, too. `nicagent libvirt certs` makes the files."""
+
+    listen: str = "0.0.0.0:16514"
+    ca: str = "{state_dir}/pki/cacert.pem"
+    certificate: str = "{state_dir}/pki/servercert.pem"
+    key: str = "{state_dir}/pki/serverkey.pem"
+    crl: str = ""  # certificates that were revoked; empty: none
+    allowed: tuple[str, ...] = ()  # patterns of distinguished names; empty: every certificate of the CA
+
+
+class LibvirtSasl(Strict, frozen=True, kw_only=True):
+    """Where libvirt clients log in (SCRAM-SHA-256), and who can. Plain TCP is no place for it: libvirt's
+    clients refuse to log in where others may read along."""
+
+    at: tuple[Literal["unix", "tls"], ...] = ("unix", "tls")
+    users: str = "{state_dir}/libvirt-users"  # `nicagent libvirt passwd` writes it
+
+
+class LibvirtAccess(Strict, frozen=True, kw_only=True):
+    """A rule: who may do what, on which domains."""
+
+    who: Annotated[tuple[str, ...], Meta(min_length=1)]
+    may: tuple[Literal["read", "operate", "configure"], ...]
+    domains: tuple[str, ...] = ("*",)  # patterns of names
+    # On what is no domain; without it: what `may` says where the rule is for every domain, else nothing.
+    shared: tuple[Literal["read", "operate", "configure"], ...] | None = None
+
+
 class Libvirt(Strict, frozen=True, kw_only=True):
-    """Where libvirt clients are served. TCP has no authentication yet, so it is off unless asked for."""
+    """Where libvirt clients are served. On TCP nobody is asked who he is, so it is off unless asked for."""
 
     socket: str = "{run_dir}/libvirt-sock"
     socket_ro: str = "{run_dir}/libvirt-sock-ro"
     group: str = ""  # group that may use the read-write socket; empty: only the agent's own user
     tcp: str = ""  # "address:port"; empty: off
+    tls: LibvirtTls | None = None
+    sasl: LibvirtSasl | None = None
+    access: tuple[LibvirtAccess, ...] = ()  # without a rule whoever gets in may do everything
 
 
 class Agent(Strict, frozen=True, kw_only=True):
@@ -285,13 +317,19 @@ def _expand(config: Config) -> Config:
             value = value.replace("{" + key + "}", path)
         return value
 
-    libvirt = config.libvirt
-    return msgspec.structs.replace(
-        config,
-        libvirt=msgspec.structs.replace(
-            libvirt, socket=fill(libvirt.socket), socket_ro=fill(libvirt.socket_ro)
-        ),
-    )
+    def filled(table: Strict) -> dict[str, object]:
+        """The fields of `table` that change."""
+        changed: dict[str, object] = {}
+        for name in table.__struct_fields__:
+            value = getattr(table, name)
+            if isinstance(value, str):
+                changed[name] = fill(value)
+            elif isinstance(value, Strict):
+                changed[name] = msgspec.structs.replace(value, **filled(value))
+        return changed
+
+    libvirt = msgspec.structs.replace(config.libvirt, **filled(config.libvirt))
+    return msgspec.structs.replace(config, libvirt=libvirt)
 
 
 def check(config: Config, origin: str) -> None:
@@ -317,8 +355,29 @@ def check(config: Config, origin: str) -> None:
     devices: dict[str, str] = {}
     for name, host in config.hosts.items():
         _check_host(name, host, devices, wrong)
-    if config.libvirt.tcp and not re.fullmatch(r".+:\d{1,5}", config.libvirt.tcp):
-        raise wrong("libvirt.tcp", f"{config.libvirt.tcp!r} is no address", 'write "127.0.0.1:16509"')
+    _check_libvirt(config.libvirt, wrong)
+
+
+WHO = re.compile(r"(user|group|uid|gid|x509|sasl|tcp|tls):.+")
+
+
+def _check_libvirt(libvirt: Libvirt, wrong: Wrong) -> None:
+    places = {"libvirt.tcp": (libvirt.tcp, "127.0.0.1:16509")}
+    if libvirt.tls is not None:
+        places["libvirt.tls.listen"] = (libvirt.tls.listen, "0.0.0.0:16514")
+    for key, (place, example) in places.items():
+        if place and not re.fullmatch(r".+:\d{1,5}", place):
+            raise wrong(key, f"{place!r} is no address", f'write "{example}"')
+    if libvirt.sasl is not None and libvirt.sasl.at == ("tls",) and libvirt.tls is None:
+        raise wrong("libvirt.sasl.at", "there is no TLS to log in at", "add [libvirt.tls]")
+    for index, rule in enumerate(libvirt.access):
+        for who in rule.who:
+            if not WHO.fullmatch(who):
+                raise wrong(
+                    f"libvirt.access[{index}].who",
+                    f"{who!r} is no identity",
+                    'write "user:nova", "group:libvirt", "x509:CN=…", "sasl:alice" or "tcp:anonymous"',
+                )
 
 
 def _check_overlay(overlay: Overlay, wrong: Wrong) -> None:

@@ -17,7 +17,7 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.api import ControlFace
 from tests.rig import TESTER, Rig, bodies, domain
 
-COMMANDS = ("serve", "emulate", "hosts", "power", "console", "doctor")
+COMMANDS = ("serve", "emulate", "hosts", "power", "console", "libvirt", "doctor")
 CONFIG = """
 [agent]
 state_dir = "{0}/state"

@@ -6,13 +6,10 @@ intents. Nothing here knows hardware.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 from hypervisor_shim.driver import (
@@ -34,13 +31,12 @@ from hypervisor_shim.driver import (
     UndefineFlags,
 )
 from hypervisor_shim.errors import Code, error, no_domain
-from hypervisor_shim.server import Server
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Config
 from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
-from nicagent.errors import Kind, NicagentError
+from nicagent.errors import NicagentError
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_devices import MetalDevices
@@ -304,54 +300,3 @@ def _only_acpi(flags: ShutdownFlags, what: str) -> None:
     """Metal has the ACPI power button; asking for another way only is refused, not silently replaced."""
     if flags and not flags & ShutdownFlags.ACPI_POWER_BTN:
         raise error(Code.ARGUMENT_UNSUPPORTED, f"{what} of a physical server works by its power button only")
-
-
-class LibvirtFace:
-    """The listeners of the libvirt face, as the config asks for them."""
-
-    def __init__(
-        self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole], host_uuid: str
-    ) -> None:
-        self._config = config.libvirt
-        self._driver = MetalDriver(config, controller, consoles, host_uuid)
-        self._server = Server(self._driver)
-
-    async def start(self) -> None:
-        """Listen. Raises UNAVAILABLE when a place is taken, INVALID when the group does not exist."""
-        config = self._config
-        mode, group = (0o660, config.group) if config.group else (0o600, None)
-        with _listening(config.socket):
-            await self._server.listen_unix(Path(config.socket), mode=mode, group=group)
-        with _listening(config.socket_ro):
-            await self._server.listen_unix(Path(config.socket_ro), read_only=True, mode=0o666)
-        if config.tcp:
-            host, _, port = config.tcp.rpartition(":")
-            with _listening(config.tcp):
-                await self._server.listen_tcp(host.strip("[]"), int(port))
-            log.warning("libvirt over TCP at %s: anybody who reaches it may do everything", config.tcp)
-
-    async def stop(self) -> None:
-        """Let acting calls end, hang up on every client."""
-        await self._server.close()
-        self._driver.close()
-
-
-@contextlib.contextmanager
-def _listening(place: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyError:
-        raise NicagentError(
-            Kind.INVALID, "the group in libvirt.group does not exist", "create it, or leave the key out"
-        ) from None
-    except OSError as e:
-        hints = {
-            errno.EADDRINUSE: "another program listens there; stop it, or choose another place in [libvirt]",
-            errno.EADDRNOTAVAIL: "no interface has that address; mend libvirt.tcp",
-            errno.EACCES: "this user may not; choose another place in [libvirt], or run as root",
-        }
-        raise NicagentError(
-            Kind.UNAVAILABLE,
-            f"cannot listen for libvirt clients at {place}: {os.strerror(e.errno or 0)}",
-            hints.get(e.errno or 0, "mend [libvirt] in the config"),
-        ) from None
