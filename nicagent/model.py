@@ -159,6 +159,51 @@ class Export:
     identity: ExportIdentity
 
 
+class JobKind(StrEnum):
+    """What a block job does to the files of a disk while the host goes on using it."""
+
+    COPY = "copy"  # all, or the written layer alone, to another file; ready once both are the same
+    COMMIT = "commit"  # a layer below the written one into one below that
+    ACTIVE_COMMIT = "active-commit"  # the written layer into one below; ready once they are the same
+    PULL = "pull"  # what is below the written layer into that
+
+
+class JobState(StrEnum):
+    """How far a block job is."""
+
+    RUNNING = "running"
+    READY = "ready"  # copy and active commit: from now on both sides are kept the same
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """A block job as it was asked for. It outlives the agent, so this must too."""
+
+    domain: str  # UUID
+    target: str  # the disk
+    kind: JobKind
+    path: str = ""  # where to: the copy; what to commit into; the layer that a pull leaves below ("": none)
+    format: VolumeFormat = VolumeFormat.QCOW2  # of the copy
+    top: str = ""  # commit: the layer that goes
+    shallow: bool = False  # copy: the written layer alone
+    speed: int = 0  # bytes a second, 0: as fast as it goes
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """A block job as the engine tells it. `done` of `total` bytes, which grow while the host writes."""
+
+    target: str
+    kind: JobKind
+    state: JobState
+    done: int = 0
+    total: int = 0
+    speed: int = 0
+    trouble: str = ""
+
+
 @dataclass(frozen=True)
 class Initiator:
     """The one initiator that may connect to a host's exports."""

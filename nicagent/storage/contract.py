@@ -24,7 +24,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from nicagent.model import Export, ExportStatus, Initiator, Transport
+from nicagent.errors import Kind, NicagentError
+from nicagent.model import BlockJob, Export, ExportStatus, Initiator, JobFacts, Transport
 
 
 class HostStorage(abc.ABC):
@@ -47,6 +48,42 @@ class HostStorage(abc.ABC):
     @abc.abstractmethod
     async def status(self) -> tuple[ExportStatus, ...]:
         """Counters of what is visible now; empty when nothing is."""
+
+    # ---- under a running host; each raises UNSUPPORTED where the block engine cannot
+
+    async def resize(self, target: str, size: int) -> None:
+        """Give a presented disk another size, in bytes. Returns once the host was told. Requests of the host
+        wait meanwhile; none fails. Raises WRONG_STATE while a block job works on it, NO_SPACE.
+        """
+        raise self._cannot("resize a disk of a running host")
+
+    async def jobs(self) -> tuple[JobFacts, ...]:
+        """Block jobs on presented disks, also those that were started before the agent was."""
+        return ()
+
+    async def start_job(self, job: BlockJob) -> None:
+        """Start a block job on a presented disk; for a copy its file is there and large enough. Raises EXISTS
+        when the disk has one, INVALID for a layer that is not in its chain.
+        """
+        raise self._cannot("work on a disk of a running host")
+
+    async def set_job_speed(self, target: str, speed: int) -> None:
+        """In bytes a second, 0 for no limit. Raises NOT_FOUND when there is no job."""
+        raise self._cannot("work on a disk of a running host")
+
+    async def end_job(self, target: str) -> None:
+        """Bring a ready copy or active commit to its end: both sides are the same once this returns, and the
+        disk is held, its host's requests wait, until the next `present`, which says which of the two it is
+        from now on. Raises WRONG_STATE when it is not ready; then nothing has changed.
+        """
+        raise self._cannot("work on a disk of a running host")
+
+    async def give_up_job(self, target: str) -> None:
+        """End a job wherever it is, or forget one that has ended. The disk goes on as it is presented."""
+        raise self._cannot("work on a disk of a running host")
+
+    def _cannot(self, what: str) -> NicagentError:
+        return NicagentError(Kind.UNSUPPORTED, f"the transport {self.transport.value} cannot {what}")
 
     @abc.abstractmethod
     async def watch_over(self) -> None:

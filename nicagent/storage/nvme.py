@@ -1,8 +1,8 @@
 """Disks as NVMe namespaces over TCP: volume → block engine → NBD → our user-space target → the host.
 
 The block engine opens every volume and so holds the image locks that keep a second writer out. The bytes of a
-raw volume need nothing else of it: the target reads and writes the file itself, three to four times as fast
-as by way of the engine.
+raw volume need nothing else of it, while it has neither limits nor a block job: the target reads and writes
+the file itself, three to four times as fast as by way of the engine.
 
 One subsystem holds a domain's disks; only the host's own NQN may connect. The target listens on the agent's
 address of the provision link and nowhere else.
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nicagent.model import Export, ExportStatus, Initiator, Transport, VolumeFormat
-from nicagent.storage.contract import HostStorage
+from nicagent.storage.engine import EngineStorage
 from nicagent.storage.keeper import Keeper
 from nicagent.storage.nvmetcp.config import (
     FileBackend,
@@ -31,7 +31,7 @@ from nicagent.storage.qsd import BlockEngine
 from nicagent.storage.target import TargetProcess
 
 
-class NvmeTcpStorage(HostStorage):
+class NvmeTcpStorage(EngineStorage):
     """A host's storage as namespaces of an NVMe/TCP subsystem."""
 
     transport = Transport.NVME_TCP
@@ -104,14 +104,26 @@ class NvmeTcpStorage(HostStorage):
             await self._take_down()
             return
         await self._engine.present([export.disk for export in exports])
-        await self._target.converge(self._config(exports, initiator))
+        await self._target.converge(self._config(exports, initiator, await self._under_way()))
+
+    async def _again(self) -> None:
+        assert self._initiator is not None
+        await self._converge(self._exports, self._initiator)
+
+    async def _through_engine(self, targets: Sequence[str]) -> None:
+        assert self._initiator is not None
+        busy = {*targets, *await self._under_way()}
+        await self._target.converge(self._config(self._exports, self._initiator, busy))
+
+    async def _tell_sizes(self) -> None:
+        await self._target.look_again()
 
     async def _take_down(self) -> None:
         # The target first: it would wait for a block engine that is gone.
         await self._target.stop()
         await self._engine.stop()
 
-    def _config(self, exports: Sequence[Export], initiator: Initiator) -> TargetConfig:
+    def _config(self, exports: Sequence[Export], initiator: Initiator, busy: Collection[str]) -> TargetConfig:
         by_nqn: dict[str, list[Export]] = {}
         for export in exports:
             by_nqn.setdefault(export.identity.nqn, []).append(export)
@@ -123,15 +135,16 @@ class NvmeTcpStorage(HostStorage):
                 # connected must not see it change when another disk becomes the first.
                 serial=serials.get(nqn) or min(members, key=_nsid).identity.serial,
                 hosts=(initiator.hostnqn,),
-                namespaces=tuple(self._namespace(export) for export in members),
+                namespaces=tuple(self._namespace(export, busy) for export in members),
             )
             for nqn, members in by_nqn.items()
         )
         return TargetConfig(self._listen, str(self._target.control), tuple(subsystems))
 
-    def _namespace(self, export: Export) -> Namespace:
+    def _namespace(self, export: Export, busy: Collection[str]) -> Namespace:
         identity, disk = export.identity, export.disk
-        raw = disk.format is VolumeFormat.RAW
+        # The engine counts and copies only what passes through it.
+        direct = disk.format is VolumeFormat.RAW and disk.limits is None and disk.target not in busy
         return Namespace(
             nsid=identity.nsid,
             uuid=uuid.UUID(identity.uuid),
@@ -140,7 +153,7 @@ class NvmeTcpStorage(HostStorage):
             readonly=disk.readonly,
             backend=(
                 FileBackend(str(Path(disk.path).resolve()))
-                if raw
+                if direct
                 else NbdBackend(str(self._engine.nbd), disk.target)
             ),
         )

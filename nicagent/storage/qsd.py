@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +26,17 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.files import make_private_directory
-from nicagent.model import Disk, VolumeFormat
+from nicagent.model import BlockJob, Disk, JobFacts, JobState, VolumeFormat
 from nicagent.proc import Daemon
-from nicagent.storage import volume
+from nicagent.storage import jobs
 from nicagent.storage.keeper import end_listener, has_died, last_line, trim_log
-from nicagent.storage.volume import Layer
+from nicagent.storage.nodes import Plan, group_of, limits_of, plan_of
 
 PROGRAM = "qemu-storage-daemon"
 SOCKET_PATH_LIMIT = 107  # bytes of sun_path less its NUL, unix(7)
 START_DEADLINE = 10.0  # seconds from its start to its main loop
 MONITOR_DEADLINE = 10.0  # seconds for the monitor to answer a command
+UNDER_WAY = frozenset({JobState.RUNNING, JobState.READY})
 
 # What QEMU says, and what that means here. It has no error codes for these.
 MEANINGS: tuple[tuple[str, Kind, str], ...] = (
@@ -52,56 +51,6 @@ MEANINGS: tuple[tuple[str, Kind, str], ...] = (
     ("not in qcow2 format", Kind.INVALID, "say the format that the file has"),
     ("mage is corrupt", Kind.INVALID, "mend it: qemu-img check -f qcow2 -r all"),
 )
-
-
-@dataclass(frozen=True)
-class Node:
-    """One blockdev-add: its name and its arguments."""
-
-    name: str
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What must be in the engine for one disk: nodes bottom-up, the last one exported as `target`."""
-
-    disk: Disk
-    nodes: tuple[Node, ...]
-
-    @property
-    def top(self) -> str:
-        return self.nodes[-1].name
-
-
-def plan(disk: Disk, pools: Sequence[Path]) -> Plan:
-    """Nodes for a disk. Raises what `volume.resolve` raises."""
-    layers = volume.resolve(Path(disk.path), disk.format, pools)
-    facts = repr((disk.target, disk.readonly, layers)).encode()
-    # At most 31 characters, the first a letter (QEMU's limit on node names).
-    stem = "d" + hashlib.sha256(facts).hexdigest()[:20]
-    nodes: list[Node] = []
-    for depth in reversed(range(len(layers))):
-        below = nodes[-1].name if nodes else None
-        nodes += _layer_nodes(stem, depth, layers[depth], below, disk.readonly or depth > 0)
-    return Plan(disk, tuple(nodes))
-
-
-def _layer_nodes(stem: str, depth: int, layer: Layer, below: str | None, readonly: bool) -> list[Node]:
-    common = {"read-only": readonly, "discard": "unmap"}
-    # Sorted by name, every node comes before those that it stands on.
-    top, guard, file = (f"{stem}-{depth:02}{letter}" for letter in "abc")
-    nodes = [(file, {"driver": "file", "filename": str(layer.path), "locking": "on", **common})]
-    if layer.format is VolumeFormat.QCOW2:
-        # Explicit, also when there is none: the header's own word about its backing file is not followed.
-        nodes.append((top, {"driver": "qcow2", "file": file, "backing": below, **common}))
-    else:
-        # An NBD export lets others write to its node, and only a format keeps them out, which raw is not.
-        # blkdebug with no rules passes requests through, and can be told what not to share.
-        unshared = {"unshare-child-perms": ["write", "resize"]}
-        nodes.append((guard, {"driver": "blkdebug", "image": file, **unshared, **common}))
-        nodes.append((top, {"driver": "raw", "file": guard, **common}))
-    return [Node(name, {"node-name": name, **options}) for name, options in nodes]
 
 
 class BlockEngine:
@@ -125,7 +74,7 @@ class BlockEngine:
 
         A failure part-way leaves what was exported before and is still wanted; call again, or `stop`.
         """
-        plans = [plan(disk, self._pools) for disk in disks]
+        plans = [plan_of(disk, self._pools) for disk in disks]
         if self.daemon.pid() is not None:
             try:
                 await self._present(plans)
@@ -140,6 +89,62 @@ class BlockEngine:
     async def _present(self, plans: Sequence[Plan]) -> None:
         async with self._monitor() as qmp:
             await self._converge(qmp, plans)
+
+    async def release(self, disks: Sequence[Disk], target: str) -> None:
+        """Let go of one disk for a moment: its file is nobody's until the next `present`. Its host's
+        requests wait meanwhile. `disks` are those that stay.
+        """
+        await self.present([disk for disk in disks if disk.target != target])
+
+    # ---- jobs
+
+    async def jobs(self) -> dict[str, JobFacts]:
+        """Every job by its disk; empty when the daemon is not there."""
+        if self.daemon.pid() is None:
+            return {}
+        async with self._monitor() as qmp:
+            return await jobs.facts(qmp)
+
+    async def start_job(self, job: BlockJob, disk: Disk) -> None:
+        """Start a job on a presented disk. Raises EXISTS when it has one, and what `jobs.start` raises."""
+        chain = plan_of(disk, self._pools)
+        async with self._monitor() as qmp:
+            if job.target in await jobs.facts(qmp):
+                raise NicagentError(
+                    Kind.EXISTS, f"disk {job.target} has a block job already", "end that first"
+                )
+            try:
+                await jobs.start(qmp, job, chain)
+            except ExecuteError as e:
+                raise _meaning(disk, str(e)) from None
+
+    async def set_job_speed(self, job: JobFacts, speed: int) -> None:
+        """In bytes a second, 0 for no limit."""
+        async with self._monitor() as qmp:
+            name = jobs.name_of(job.kind, job.target)
+            await qmp.execute("block-job-set-speed", {"device": name, "speed": speed})
+
+    async def end_job(self, target: str) -> None:
+        """Bring a ready job to its end with the disk held: until the next `present` it is exported to nobody.
+
+        Raises what `jobs.end` raises; `present` brings the disk back either way.
+        """
+        async with self._monitor(jobs.END_SECONDS + MONITOR_DEADLINE) as qmp:
+            job = (await jobs.facts(qmp)).get(target)
+            if job is None:
+                raise NicagentError(
+                    Kind.NOT_FOUND, f"disk {target} has no block job", "virsh blockjob shows it"
+                )
+            if job.state is JobState.READY and target in await _exports(qmp):
+                await _unexport(qmp, target)
+            await jobs.end(qmp, job)
+
+    async def give_up_job(self, target: str) -> None:
+        """End a job wherever it is, or forget one that has ended."""
+        async with self._monitor(jobs.END_SECONDS + MONITOR_DEADLINE) as qmp:
+            job = (await jobs.facts(qmp)).get(target)
+            if job is not None:
+                await jobs.give_up(qmp, job)
 
     async def stop(self) -> None:
         """End the daemon and take its sockets away. Idempotent."""
@@ -195,11 +200,11 @@ class BlockEngine:
             ) from None
 
     @contextlib.asynccontextmanager
-    async def _monitor(self) -> AsyncIterator[QMPClient]:
+    async def _monitor(self, seconds: float = MONITOR_DEADLINE) -> AsyncIterator[QMPClient]:
         """A connection for one operation: the daemon serves one client at a time, and needs none to live."""
         qmp = QMPClient(self._host)
         try:
-            async with asyncio.timeout(MONITOR_DEADLINE):
+            async with asyncio.timeout(seconds):
                 await qmp.connect(str(self._qmp))
                 yield qmp
         except ExecuteError as e:
@@ -217,17 +222,21 @@ class BlockEngine:
     async def _converge(self, qmp: QMPClient, plans: Sequence[Plan]) -> None:
         wanted = {plan.disk.target: plan for plan in plans}
         exported = await _exports(qmp)
-        stale = [t for t, top in exported.items() if t not in wanted or wanted[t].top != top]
-        for target in stale:
+        busy = {t: job for t, job in (await jobs.facts(qmp)).items() if job.state in UNDER_WAY}
+        for target in [target for target in busy if target not in wanted]:
+            await jobs.give_up(qmp, busy.pop(target))  # with its disk a job has no sense
+        heads = {target: _head(plan, busy) for target, plan in wanted.items()}
+        for target in [target for target, top in exported.items() if heads.get(target) != top]:
             await _unexport(qmp, target)
-        await self._keep(qmp, {node.name for plan in plans for node in plan.nodes})
+        await self._keep(qmp, {node.name for plan in plans for node in plan.nodes}, busy)
+        await self._limit(qmp, plans)
         have = await _nodes(qmp)
         for plan in plans:
             await self._open(qmp, plan, have)
         await self._serve(qmp)
         for plan in plans:
-            if exported.get(plan.disk.target) != plan.top:
-                await self._export(qmp, plan)
+            if exported.get(plan.disk.target) != heads[plan.disk.target]:
+                await self._export(qmp, plan, heads[plan.disk.target])
         if self._unpublished.exists():
             self._unpublished.replace(self.nbd)
         if not self.nbd.exists():
@@ -237,10 +246,25 @@ class BlockEngine:
                 "stop the domain and start it again",
             )
 
-    async def _keep(self, qmp: QMPClient, names: Iterable[str]) -> None:
-        """Close every node but these, from the top of each chain down."""
+    async def _keep(self, qmp: QMPClient, names: Iterable[str], busy: Mapping[str, JobFacts]) -> None:
+        """Close every node but these and those of jobs, from the top of each chain down."""
         for name in sorted(await _nodes(qmp) - set(names)):
-            await qmp.execute("blockdev-del", {"node-name": name})
+            if not jobs.owns(name, busy):
+                await qmp.execute("blockdev-del", {"node-name": name})
+
+    async def _limit(self, qmp: QMPClient, plans: Sequence[Plan]) -> None:
+        """Make exactly these limits; those that are there change in place."""
+        wanted = {group_of(p.disk.target): p.disk.limits for p in plans if p.disk.limits is not None}
+        there = await _groups(qmp)
+        for group in there - wanted.keys():
+            await qmp.execute("object-del", {"id": group})
+        for group, limits in wanted.items():
+            if group in there:
+                value = {"path": f"/objects/{group}", "property": "limits", "value": limits_of(limits)}
+                await qmp.execute("qom-set", value)
+            else:
+                new = {"qom-type": "throttle-group", "id": group, "limits": limits_of(limits)}
+                await qmp.execute("object-add", new)
 
     async def _open(self, qmp: QMPClient, plan: Plan, have: set[str]) -> None:
         added: list[str] = []
@@ -265,7 +289,7 @@ class BlockEngine:
         else:
             self._unpublished.chmod(0o660)
 
-    async def _export(self, qmp: QMPClient, plan: Plan) -> None:
+    async def _export(self, qmp: QMPClient, plan: Plan, head: str) -> None:
         target = plan.disk.target
         try:
             await qmp.execute(
@@ -274,7 +298,7 @@ class BlockEngine:
                     "type": "nbd",
                     "id": target,
                     "name": target,
-                    "node-name": plan.top,
+                    "node-name": head,
                     "writable": not plan.disk.readonly,
                     # qcow2 keeps changed tables in memory until a flush. Its host outlives this daemon: it
                     # would flush after a restart and be told that writes are safe whose tables are gone.
@@ -295,6 +319,13 @@ def check_socket_path(path: Path) -> None:
         )
 
 
+def _head(plan: Plan, busy: Mapping[str, JobFacts]) -> str:
+    """What is exported: the top, or the filter of a job where nothing stands above the written layer."""
+    if plan.disk.target in busy and plan.top == plan.at(0):
+        return jobs.filter_of(plan.disk.target)
+    return plan.top
+
+
 async def _unexport(qmp: QMPClient, target: str) -> None:
     """Cut an export's clients off; returns once the engine has let go of it."""
     with qmp.listener("BLOCK_EXPORT_DELETED") as deleted:
@@ -312,6 +343,15 @@ async def _exports(qmp: QMPClient) -> dict[str, str]:
 async def _nodes(qmp: QMPClient) -> set[str]:
     answer: Any = await qmp.execute("query-named-block-nodes", {"flat": True})
     return {entry["node-name"] for entry in answer}
+
+
+async def _groups(qmp: QMPClient) -> set[str]:
+    """The limits that are there; the engine makes the place for them with the first one."""
+    root: Any = await qmp.execute("qom-list", {"path": "/"})
+    if not any(entry["name"] == "objects" for entry in root):
+        return set()
+    answer: Any = await qmp.execute("qom-list", {"path": "/objects"})
+    return {entry["name"] for entry in answer if entry["type"] == "child<throttle-group>"}
 
 
 def _meaning(disk: Disk, said: str) -> NicagentError:

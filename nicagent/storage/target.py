@@ -69,6 +69,10 @@ class TargetProcess:
             return {}
         return {subsystem.nqn: subsystem.serial for subsystem in load(self._file).subsystems}
 
+    async def look_again(self) -> None:
+        """Have it compare the sizes of its disks with what hosts know, and tell them."""
+        await control.ask(self.control, "reload")
+
     async def status(self) -> TargetStatus:
         """Its counters. Raises UNAVAILABLE when it does not answer."""
         return await control.ask_status(self.control)

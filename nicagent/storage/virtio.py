@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from nicagent.model import Export, ExportStatus, Initiator, Transport
-from nicagent.storage.contract import HostStorage
+from nicagent.storage.engine import EngineStorage
 from nicagent.storage.keeper import Keeper
 from nicagent.storage.qsd import BlockEngine
 
@@ -39,7 +39,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     readonly: bool
 
 
-class VirtioStorage(HostStorage):
+class VirtioStorage(EngineStorage):
     """A host's storage as virtio-blk devices in its PCIe slot."""
 
     transport = Transport.VIRTIO
@@ -84,6 +84,19 @@ class VirtioStorage(HostStorage):
 
     async def close(self) -> None:
         self._keeper.want(False)
+
+    async def resize(self, target: str, size: int) -> None:
+        """What is plugged into the slot reads a disk's size at power-on only."""
+        raise self._cannot("tell a running host that a disk has grown; resize its volume while it is off")
+
+    async def _again(self) -> None:
+        await self._converge(self._exports)
+
+    async def _through_engine(self, targets: Sequence[str]) -> None:
+        """They all do."""
+
+    async def _tell_sizes(self) -> None:
+        """Nobody would hear it."""
 
     async def _mend(self) -> None:
         async with self._lock:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from nicagent.storage.nvmetcp.operation import Operation
 
+DRAIN_SECONDS = 10.0
+
 
 class BackendError(Exception):
     """An operation failed for good. `errno` as errno(3); the target turns it into an NVMe status."""
@@ -78,6 +80,12 @@ class Backend(ABC):
     @abstractmethod
     def flush(self) -> Operation:
         """Makes completed writes durable."""
+
+    async def drained(self) -> None:
+        """Returns when no operation is in flight; none may begin meanwhile. At the latest after
+        DRAIN_SECONDS, when a server stays away: those still held then end with ESHUTDOWN at `close`.
+        """
+        await self.settled()
 
     @abstractmethod
     async def settled(self) -> None:

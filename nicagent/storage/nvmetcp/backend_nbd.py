@@ -7,6 +7,7 @@ doing one twice has the same effect. After `hold` seconds without a server they 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import cast
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.storage.nvmetcp import nbd
-from nicagent.storage.nvmetcp.backend import Backend, BackendError
+from nicagent.storage.nvmetcp.backend import DRAIN_SECONDS, Backend, BackendError
 from nicagent.storage.nvmetcp.nbd import NOTHING, Command, Link, Request
 from nicagent.storage.nvmetcp.operation import Operation, ended, running
 from nicagent.storage.nvmetcp.wakeup import WakeUp
@@ -50,7 +51,10 @@ class NbdBackend(Backend):
         self._outgoing: list[bytes | memoryview] = []
         self._link: Link | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()  # set when a cancelled request is over
+        self._news = asyncio.Event()  # set when a request is over that somebody may wait for
+        self._draining = False
+        self._linked = asyncio.Event()  # a server is there
+        self._shown = 0  # bytes, by the server's last word
         self._closed = False
         self._loop = asyncio.get_running_loop()
 
@@ -118,10 +122,12 @@ class NbdBackend(Backend):
             elif self._requests:
                 log.info("%s is back, %d requests go on", self._where, len(self._requests))
             self._link = link
+            self._linked.set()
             self._send_again()
             since = self._loop.time()
             await link.ended
             self._link = None
+            self._linked.clear()
             self._lost()
             if self._loop.time() - since < RETRY_DELAY:  # a server that hangs up at once is not to be chased
                 await asyncio.sleep(RETRY_DELAY)
@@ -139,6 +145,7 @@ class NbdBackend(Backend):
                     Kind.INVALID, f"{self._where} has an unusable size of {size} bytes", "see its image"
                 )
             self.size = self.size or size
+            self._shown = size
             self._flags = flags
             link = Link(self._requests, self._over, self._wake_up, writer)
             # The handshake leaves nothing in the reader: a server sends no byte before the first request.
@@ -150,6 +157,23 @@ class NbdBackend(Backend):
             writer.close()
             raise
         return link
+
+    async def refresh(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await self._linked.wait()  # a size changes while the server has let go of the disk
+        if self._shown == self.size or not self._shown:
+            return False
+        self.size = self._shown
+        return True
+
+    async def drained(self) -> None:
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._requests:
+                    self._news.clear()
+                    await self._news.wait()
 
     # Requests ----------------------------------------------------------------------------------------------
 
@@ -239,7 +263,7 @@ class NbdBackend(Backend):
     def _over(self, handle: int, number: int) -> None:
         """The server has replied, with an errno or 0."""
         request = self._requests.pop(handle)
-        if request.cancelled:
+        if request.cancelled or self._draining:
             self._news.set()
         request.end(BackendError(number, f"{self._where}: error {number}") if number else None)
 

@@ -14,6 +14,7 @@ from nicagent.storage.nvmetcp.answers import TransmitBuffer
 from nicagent.storage.nvmetcp.association import Associations
 from nicagent.storage.nvmetcp.backend import Backend
 from nicagent.storage.nvmetcp.backend_file import FileBackend
+from nicagent.storage.nvmetcp.backend_gate import GateBackend
 from nicagent.storage.nvmetcp.backend_nbd import NbdBackend
 from nicagent.storage.nvmetcp.contract import (
     Changes,
@@ -206,7 +207,17 @@ class Target(NvmeTarget):
         changes: Changes,
     ) -> list[Namespace]:
         """Makes a live subsystem what is wanted; returns the namespaces that are no longer in use."""
-        before, current.namespaces = current.namespaces, namespaces
+        before = current.namespaces
+        gates = [
+            (before[nsid], one, _gated(before[nsid], one))
+            for nsid, one in namespaces.items()
+            if nsid in before and before[nsid] is not one
+        ]
+        current.namespaces = namespaces
+        for old, one, gate in gates:
+            await old.backend.drained()
+            one.backend = gate.inner
+            gate.lift()
         identity_changed = (current.config.serial, current.config.model) != (wanted.serial, wanted.model)
         current.config = wanted
         differing: list[int] = []
@@ -258,6 +269,15 @@ class Target(NvmeTarget):
             return False
         self._queues.add(queue)
         return True
+
+
+def _gated(old: Namespace, new: Namespace) -> GateBackend:
+    """Has what comes to `new` wait until what is in flight on `old` has landed. Counters go on."""
+    gate = GateBackend(new.backend)
+    new.backend = gate
+    if old.config.uuid == new.config.uuid:
+        new.counters = old.counters
+    return gate
 
 
 def _namespace_status(namespace: Namespace) -> NamespaceStatus:
