@@ -32,6 +32,7 @@ from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.provisioner import Provisioner
 from nicagent.storage import identity
 from nicagent.storage.build import make_storage
+from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
 from nicagent.walker import Parts
 
@@ -83,6 +84,7 @@ async def _serve(
     provisioner = Provisioner(run_dir / "provision", Path(config.agent.artefacts)) if links else None
     network = _make_network(config, run_dir)
     consoles = _make_consoles(config, state_dir)
+    pools = [Path(pool.path) for pool in config.pools.values()]
     parts = {}
     for name, host in config.hosts.items():
         initiator = await store.initiator(
@@ -101,13 +103,13 @@ async def _serve(
                 run_dir=run_dir,
                 state_dir=state_dir,
                 address=host.provision.agent_address.partition("/")[0] if host.provision else None,
-                pools=[Path(pool.path) for pool in config.pools.values()],
+                pools=pools,
             ),
             initiator,
             network,
             boot.set if boot is not None else None,
         )
-    controller = Controller(config, store, parts, identity.exports)
+    controller = Controller(config, store, parts, identity.exports, PoolFiles(lambda: pools))
     await controller.load()
 
     control = ControlFace(controller, consoles)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
+from nicagent.blockjobs import BlockJobs
 from nicagent.config import Config
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.lifecycle import Event
@@ -31,7 +32,8 @@ from nicagent.model import (
     PowerAction,
 )
 from nicagent.placement import DeriveExports, Placement
-from nicagent.store import HostRecord, Store
+from nicagent.storage.contract import DiskFiles, HostStorage
+from nicagent.store import HostRecord, Run, Store
 from nicagent.walker import AGENT, WIRING, Parts, Walker
 
 log = logging.getLogger("nicagent.controller")
@@ -57,7 +59,12 @@ class Controller:
     """All hosts and domains of one agent."""
 
     def __init__(
-        self, config: Config, store: Store, parts: Mapping[str, Parts], derive: DeriveExports
+        self,
+        config: Config,
+        store: Store,
+        parts: Mapping[str, Parts],
+        derive: DeriveExports,
+        files: DiskFiles,
     ) -> None:
         self._store = store
         self._parts = parts
@@ -68,6 +75,8 @@ class Controller:
         self._last: dict[str, tuple[DomainEvent | None, str]] = {}  # domain uuid → how and why it ended
         self._watchers: list[Watcher] = []
         self._serial = 0
+        self.files = files
+        self.jobs = BlockJobs(store, self._storage_of, self._path_of)
         self._placing = asyncio.Lock()  # placement and definition see one another's results
         # domain uuid → one change of its disks or ports at a time; a lock is gone with its last holder
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -90,10 +99,12 @@ class Controller:
             self._walkers[name] = Walker(parts, record, self._store, self._publish)
             if record.run is not None:
                 self._active[record.run.domain.uuid] = name
+        await self.jobs.load()
 
     async def run(self) -> None:
         """Walk the hosts until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self.jobs.run())
             for walker in self._walkers.values():
                 group.create_task(walker.run())
 
@@ -304,6 +315,7 @@ class Controller:
                 walker = self._occupied(uuid)
                 run = walker.record.run
                 assert run is not None
+                self._check_jobs(run, live)
                 before, after = run, await self._placement.replan(run, live, walker.parts)
         if live is not None:
             await walker.change(after, cause)
@@ -319,6 +331,35 @@ class Controller:
         log.info("domain %s has other disks or ports (%s)", status.domain.name, cause)
         self._emit(domain=status)
         return status
+
+    def _check_jobs(self, run: Run, wanted: Domain) -> None:
+        """A disk that a job works on stays as it is until the job has ended."""
+        held = {disk.target: disk for disk in wanted.disks}
+        for disk in run.domain.disks:
+            if held.get(disk.target) != disk and self.jobs.busy(run.domain.uuid, disk.target):
+                raise NicagentError(
+                    Kind.WRONG_STATE,
+                    f"disk '{disk.target}' already in active block job",
+                    "end that first: virsh blockjob --abort",
+                )
+
+    async def resize(self, uuid: str, target: str, size: int, cause: Cause) -> None:
+        """Give a disk of a running host another size, in bytes. Raises WRONG_STATE, NOT_FOUND, NO_SPACE."""
+        walker = self._occupied(uuid)
+        if walker.record.state is not HostState.RUNNING:
+            raise NicagentError(Kind.WRONG_STATE, "domain is not running")
+        await walker.parts.storage.resize(target, size)
+        log.info("disk %s of %s has %d bytes now (%s)", target, uuid, size, cause)
+
+    def _storage_of(self, uuid: str) -> HostStorage | None:
+        host = self._active.get(uuid)
+        return None if host is None else self._parts[host].storage
+
+    def _path_of(self, uuid: str, target: str) -> str | None:
+        host = self._active.get(uuid)
+        run = None if host is None else self._walkers[host].record.run
+        disks = () if run is None else run.domain.disks
+        return next((disk.path for disk in disks if disk.target == target), None)
 
     async def _redefine(self, config: Domain) -> None:
         async with self._placing:

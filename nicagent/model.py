@@ -122,6 +122,15 @@ class Port:
 
 
 @dataclass(frozen=True)
+class DiskFile:
+    """One file of a disk's chain. `size` is what a host sees, in bytes."""
+
+    path: str  # absolute, links resolved
+    format: VolumeFormat
+    size: int
+
+
+@dataclass(frozen=True)
 class Domain:
     """What a libvirt client defined. `xml` is the normalised definition; the rest is read from it."""
 

@@ -13,6 +13,7 @@ from nicagent.config import Config
 from nicagent.controller import Controller
 from nicagent.model import Cause, Change, Disk, Domain, DomainEvent, HostState, Initiator, Port, VolumeFormat
 from nicagent.storage import identity
+from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
 from nicagent.walker import Parts
 from tests.fakes import Body, BodyNetwork, BodyPower, BodyStorage
@@ -103,7 +104,7 @@ class Rig:
             )
             for name, body in bodies.items()
         }
-        controller = Controller(config, store, parts, identity.exports)
+        controller = Controller(config, store, parts, identity.exports, PoolFiles(lambda: [path.parent]))
         await controller.load()
         rig = cls(controller, bodies, store)
         running = asyncio.create_task(controller.run())

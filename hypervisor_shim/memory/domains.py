@@ -48,6 +48,7 @@ from hypervisor_shim.errors import (
     not_running,
     uuid_text,
 )
+from hypervisor_shim.memory.block import MemoryBlock
 from hypervisor_shim.memory.control import MemoryControl
 from hypervisor_shim.memory.devices import MemoryDevices
 from hypervisor_shim.memory.guest import MemoryGuest
@@ -156,6 +157,7 @@ class MemoryDriver(Driver):
         self._sinks: list[EventSink] = []
         self._next_id = 1
         self.devices = MemoryDevices(self._find, self._publish)
+        self.block = MemoryBlock(self._find)
         self.storage = MemoryStorage(self._publish)
         self.node = MemoryNode()
         self.node_devices = MemoryNodeDevices(self._publish)

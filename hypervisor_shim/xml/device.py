@@ -6,13 +6,13 @@ its alias. All functions give a new definition; the old one stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.xml.domain import parse_domain
-from hypervisor_shim.xml.domain_def import Device, DomainDef
+from hypervisor_shim.xml.domain_def import Device, Disk, DomainDef
 from hypervisor_shim.xml.read import read_document
 from hypervisor_shim.xml.write import write_element
 
@@ -162,6 +162,66 @@ def with_update(definition: DomainDef, device: Device, *, live: bool) -> DomainD
     if device.mac_made_up and mac is not None and known is not None:
         mac.attrib = dict(known.attrib)
     return _replaced(definition, old, new)
+
+
+def with_source(definition: DomainDef, target: str, path: str, format: str) -> DomainDef:
+    """The definition with a disk on another file."""
+
+    def edit(disk: Element) -> None:
+        disk.set("type", "file")
+        for child in [each for each in disk if each.tag in ("source", "backingStore", "mirror")]:
+            disk.remove(child)
+        driver = disk.find("driver")
+        if driver is None:
+            driver = Element("driver", name="qemu")
+            disk.insert(0, driver)
+        driver.set("type", format)
+        disk.insert(list(disk).index(driver) + 1, Element("source", file=path))
+
+    return _edited(definition, target, edit)
+
+
+def with_limits(definition: DomainDef, target: str, limits: Mapping[str, int | str]) -> DomainDef:
+    """The definition with these limits on a disk; those that are 0 or empty are not written."""
+
+    def edit(disk: Element) -> None:
+        for old in disk.findall("iotune"):
+            disk.remove(old)
+        tune = Element("iotune")
+        for name, value in limits.items():
+            if value:
+                SubElement(tune, name).text = str(value)
+        if len(tune):
+            disk.append(tune)
+
+    return _edited(definition, target, edit)
+
+
+def _edited(definition: DomainDef, target: str, edit: Callable[[Element], None]) -> DomainDef:
+    root = deepcopy(definition.tree)
+    for disk in root.iterfind("devices/disk"):
+        if _attribute(disk, "target", "dev") == target:
+            edit(disk)
+    return _again(root, definition)
+
+
+def disk_named(definition: DomainDef, name: str) -> Disk:
+    """A disk by its target or its file. Raises INVALID_ARG."""
+    for disk in definition.disks:
+        if name in (disk.target, disk.path):
+            return disk
+    raise error(Code.INVALID_ARG, f"disk '{name}' not found in domain")
+
+
+def copy_destination(xml: str) -> tuple[str, str | None]:
+    """Path and format of the `<disk>` that a copy goes to: it needs neither a target nor a format."""
+    disk = read_document(xml)
+    if disk.tag != "disk":
+        raise error(Code.XML_ERROR, f"expecting root element of 'disk', not '{disk.tag}'", origin=Origin.XML)
+    path = _attribute(disk, "source", "file") or _attribute(disk, "source", "dev")
+    if disk.get("type", "file") not in ("file", "block") or not path:
+        raise error(Code.CONFIG_UNSUPPORTED, "a copy goes to a file or a block device, named in <source>")
+    return path, _attribute(disk, "driver", "type")
 
 
 def _replaced(definition: DomainDef, old: Element, new: Element | None) -> DomainDef:

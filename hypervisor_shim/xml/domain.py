@@ -281,6 +281,10 @@ def _disk(disk: Element) -> Disk:
         serial=disk.findtext("serial"),
         wwn=disk.findtext("wwn"),
         boot_order=_number(_get(disk.find("boot"), "order")),
+        iotune={
+            each.tag: each.text or "" if each.tag == "group_name" else _number(each.text) or 0
+            for each in disk.iterfind("iotune/*")
+        },
     )
 
 

@@ -30,6 +30,7 @@ class Disk:
     serial: str | None = None
     wwn: str | None = None
     boot_order: int | None = None
+    iotune: dict[str, int | str] = field(default_factory=dict)  # limits by libvirt's names, and group_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from nicagent.controller import Controller
 from nicagent.errors import NicagentError
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.northbound import machine_xml
+from nicagent.northbound.libvirt_block import MetalBlock
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed
@@ -68,10 +69,12 @@ class MetalDriver(Driver):
         self._unwatch = controller.watch(self._on_change)
         ground = Ground(config, controller, self._domain, self._infos.__getitem__, self._publish)
         self.devices = MetalDevices(ground)
+        self.block = self._block = MetalBlock(ground)
 
     def close(self) -> None:
         """Stop following the controller."""
         self._unwatch()
+        self._block.close()
 
     # ---- following the change stream
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import uuid
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -23,7 +24,7 @@ from hypervisor_shim.xml import domain_def
 from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Host
 from nicagent.errors import Kind, NicagentError, Thing
-from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Port, VolumeFormat
+from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Limits, Port, VolumeFormat
 
 # One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
 #   <nic:domain xmlns:nic="urn:nicagent:domain:1"><nic:host>metal-1</nic:host></nic:domain>
@@ -103,7 +104,18 @@ def _disk(disk: domain_def.Disk, definition: DomainDef, pools: Mapping[str, Path
         serial=disk.serial,
         boot_order=disk.boot_order,
         wanted_bus=disk.bus,
+        limits=_limits(where, disk.iotune),
     )
+
+
+def _limits(where: str, given: Mapping[str, int | str]) -> Limits | None:
+    if given.get("group_name"):
+        raise NicagentError(
+            Kind.UNSUPPORTED, f"{where}: a disk of metal has limits of its own and shares none"
+        )
+    known = {each.name for each in fields(Limits)}
+    numbers = {name: int(value) for name, value in given.items() if name in known}
+    return Limits(**numbers) if any(numbers.values()) else None
 
 
 def _volume(where: str, pool: str, volume: str, pools: Mapping[str, Path]) -> Path:

@@ -25,7 +25,38 @@ import abc
 from collections.abc import Sequence
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import BlockJob, Export, ExportStatus, Initiator, JobFacts, Transport
+from nicagent.model import (
+    BlockJob,
+    DiskFile,
+    Export,
+    ExportStatus,
+    Initiator,
+    JobFacts,
+    Transport,
+    VolumeFormat,
+)
+
+
+class DiskFiles(abc.ABC):
+    """The files behind disks, all inside the pools. Errors as of `HostStorage`, and EXISTS."""
+
+    @abc.abstractmethod
+    async def chain(self, path: str, format: VolumeFormat) -> tuple[DiskFile, ...]:
+        """The files of a disk, the written one first."""
+
+    @abc.abstractmethod
+    def check_place(self, path: str, *, there: bool) -> None:
+        """Raises INVALID for a path that is not absolute, DENIED outside the pools, EXISTS or NOT_FOUND."""
+
+    @abc.abstractmethod
+    async def create(
+        self, path: str, format: VolumeFormat, size: int, backing: DiskFile | None = None
+    ) -> None:
+        """Make a file of `size` bytes, never over another one."""
+
+    @abc.abstractmethod
+    def remove(self, path: str) -> None:
+        """Take away a file that was just made."""
 
 
 class HostStorage(abc.ABC):

@@ -171,7 +171,12 @@ WRITES = {
     264: domain() + number(0) * 4 + number(0), 350: text("<domain/>") + number(0),
     8: domain() + text("<disk/>"), 13: domain() + text("<disk/>"), 392: domain() + text("net0") + number(1),
     160: domain() + text("<disk/>") + number(1), 161: domain() + text("<disk/>") + number(1),
-    174: domain() + text("<disk/>") + number(1),
+    174: domain() + text("<disk/>") + number(1), 237: domain() + text("vda") + number(0),
+    239: domain() + text("vda") + bytes(8) + number(0), 240: domain() + text("vda") + bytes(8) + number(0),
+    251: domain() + text("vda") + bytes(8) + number(0), 252: domain() + text("vda") + number(0) * 2,
+    266: domain() + text("vda") + number(0) + bytes(8) + number(0),
+    290: domain() + text("vda") + number(0) * 2 + bytes(8) + number(0),
+    345: domain() + text("vda") + text("<disk/>") + number(0) * 2,
     # the node, its devices, secrets
     250: number(0) * 4, 288: number(0) * 2, 347: number(0) * 5, 123: text("<device/>") + number(0),
     **dict.fromkeys((118, 119, 120, 124), text("computer")), 428: text("<device/>") + number(0),
