@@ -200,6 +200,7 @@ WRITES = {
 #: at disks or count.
 LOOKS_ELSEWHERE = {
     20, 64, 65, 159, 194, 243, 262, 263, 344,  # counters
+    238,  # block jobs
     135, 136,  # other hypervisors' documents
     126, 127, 128, 129, 130, 137, 138, 156, 284,  # interfaces
     87, 88, 91, 92, 95, 96, 97, 98, 99, 100, 282, 378, 391,  # pools and volumes
