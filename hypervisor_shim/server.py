@@ -79,6 +79,7 @@ class _Listener:
         default_factory=dict
     )  # since when (the loop's clock), oldest first
     accepting: bool = False
+    pressing: asyncio.TimerHandle | None = None  # when to look whether room must be made
 
 
 class Server:
@@ -198,12 +199,12 @@ class Server:
             loop.add_reader(listener.sock.fileno(), self._accept, listener)
         else:
             loop.remove_reader(listener.sock.fileno())
-            if not self._closing:
-                loop.call_later(self.limits.unopened_pressed, self._make_room, listener)
+            self._press(listener, self.limits.unopened_pressed)
 
     def _make_room(self, listener: _Listener) -> None:
         """Those who have not been let in for long make way for those who wait outside, if there are any: a
         crowd that never opens delays a newcomer and does not keep him out."""
+        listener.pressing = None
         if listener.accepting or self._closing:
             return
         loop = asyncio.get_running_loop()
@@ -211,7 +212,12 @@ class Server:
             late = loop.time() - self.limits.unopened_pressed
             for connection in [each for each, since in listener.unopened.items() if since <= late]:
                 connection.give_way()
-        loop.call_later(self.limits.unopened_pressed / 2, self._make_room, listener)
+        self._press(listener, self.limits.unopened_pressed / 2)
+
+    def _press(self, listener: _Listener, seconds: float) -> None:
+        if listener.pressing is None and not self._closing:
+            loop = asyncio.get_running_loop()
+            listener.pressing = loop.call_later(seconds, self._make_room, listener)
 
     def _accept(self, listener: _Listener) -> None:
         try:

@@ -64,10 +64,10 @@ class Fixed(Codec):
     def __init__(self, size: int) -> None:
         assert size % 4 == 0
         self.fixed = f"{size}s"
-        self._size = size
+        self.size = size
 
     def read(self, buf: bytes, pos: int, end: int) -> tuple[bytes, int]:
-        behind = pos + self._size
+        behind = pos + self.size
         if behind > end:
             raise XdrError("fixed bytes are cut short")
         return buf[pos:behind], behind
@@ -80,7 +80,7 @@ class Opaque(Codec):
     """`opaque<max>`: a length, the bytes, padding to four."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
 
     def read(self, buf: bytes, pos: int, end: int) -> tuple[bytes, int]:
         start = pos + 4
@@ -88,14 +88,14 @@ class Opaque(Codec):
             raise XdrError("length is cut short")
         (size,) = _U32.unpack_from(buf, pos)
         behind = start + size + (-size & 3)
-        if size > self._limit or behind > end:
+        if size > self.limit or behind > end:
             raise XdrError(f"length {size} is beyond the limit or the packet")
         return buf[start : start + size], behind
 
     def write(self, value: bytes, out: list[bytes]) -> None:
         size = len(value)
-        if size > self._limit:
-            raise XdrError(f"{size} bytes do not fit a field of at most {self._limit}")
+        if size > self.limit:
+            raise XdrError(f"{size} bytes do not fit a field of at most {self.limit}")
         out += (_U32.pack(size), value, _PAD[size & 3])
 
 
@@ -121,7 +121,7 @@ class Optional(Codec):
     """A pointer: 0, or 1 and the value."""
 
     def __init__(self, inner: Codec) -> None:
-        self._inner = inner
+        self.inner = inner
 
     def read(self, buf: bytes, pos: int, end: int) -> tuple[Any, int]:
         if pos + 4 > end:
@@ -131,14 +131,14 @@ class Optional(Codec):
             return None, pos + 4
         if there != 1:
             raise XdrError(f"pointer flag {there} is neither 0 nor 1")
-        return self._inner.read(buf, pos + 4, end)
+        return self.inner.read(buf, pos + 4, end)
 
     def write(self, value: Any, out: list[bytes]) -> None:
         if value is None:
             out.append(b"\0\0\0\0")
         else:
             out.append(b"\0\0\0\1")
-            self._inner.write(value, out)
+            self.inner.write(value, out)
 
 
 class Array(Codec):
@@ -146,28 +146,28 @@ class Array(Codec):
     promises more than the packet holds is refused before the first member is read."""
 
     def __init__(self, inner: Codec, limit: int = LIST_MAX) -> None:
-        self._inner = inner
-        self._limit = limit
+        self.inner = inner
+        self.limit = limit
 
     def read(self, buf: bytes, pos: int, end: int) -> tuple[list[Any], int]:
         if pos + 4 > end:
             raise XdrError("count is cut short")
         (count,) = _U32.unpack_from(buf, pos)
         pos += 4
-        if count > self._limit or count * 4 > end - pos:
+        if count > self.limit or count * 4 > end - pos:
             raise XdrError(f"count {count} is beyond the limit or the packet")
         values = []
         for _ in range(count):
-            value, pos = self._inner.read(buf, pos, end)
+            value, pos = self.inner.read(buf, pos, end)
             values.append(value)
         return values, pos
 
     def write(self, value: Sequence[Any], out: list[bytes]) -> None:
-        if len(value) > self._limit:
-            raise XdrError(f"a list of {len(value)} does not fit a field of at most {self._limit}")
+        if len(value) > self.limit:
+            raise XdrError(f"a list of {len(value)} does not fit a field of at most {self.limit}")
         out.append(_U32.pack(len(value)))
         for member in value:
-            self._inner.write(member, out)
+            self.inner.write(member, out)
 
 
 class WideChars(Codec):
@@ -194,7 +194,7 @@ class Chars(Codec):
     """`char<max>` that holds bytes and not text (what SASL sends): four bytes on the wire for each."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
 
     def read(self, buf: bytes, pos: int, end: int) -> tuple[bytes, int]:
         start = pos + 4
@@ -202,13 +202,13 @@ class Chars(Codec):
             raise XdrError("length is cut short")
         (count,) = _U32.unpack_from(buf, pos)
         behind = start + count * 4
-        if count > self._limit or behind > end:
+        if count > self.limit or behind > end:
             raise XdrError(f"length {count} is beyond the limit or the packet")
         return buf[start + 3 : behind : 4], behind
 
     def write(self, value: bytes, out: list[bytes]) -> None:
-        if len(value) > self._limit:
-            raise XdrError(f"{len(value)} characters do not fit a field of at most {self._limit}")
+        if len(value) > self.limit:
+            raise XdrError(f"{len(value)} characters do not fit a field of at most {self.limit}")
         wide = bytearray(4 * len(value))
         wide[3::4] = value
         out += (_U32.pack(len(value)), bytes(wide))

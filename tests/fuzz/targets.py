@@ -1,0 +1,167 @@
+"""What is fuzzed: functions of bytes that raise when something happens that no input may bring about.
+
+New rows of procedures and new parsers of documents are found by themselves: a parser is a public function
+`parse_…` of a module of `hypervisor_shim.xml` that needs nothing but a text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import cache, partial
+
+import hypervisor_shim.xml
+from hypervisor_shim.errors import LibvirtError
+from hypervisor_shim.frame import HEADER, STREAM_DATA_MAX, Program, Status, Type, packet
+from hypervisor_shim.procedures import Procedure
+from hypervisor_shim.xdr import XdrError
+from tests.hypervisor_shim.serving import number, optional, text
+
+from .arguments import Arguments
+from .documents import document
+from .rig import Client, Rig, is_stream
+from .source import Source
+
+Target = Callable[[bytes], None]
+
+_OPEN = packet(Program.REMOTE, 1, 1, Type.CALL, 0, Status.OK, optional(text("nic:///system")) + number(0))
+_CALLS_MAX = 12  # of one client
+_SIZES = (0, 3, 27, 28, 29, 2**25 + 4, 2**25 + 5, 2**31, 2**32 - 1)
+
+
+@cache
+def _rig() -> Rig:
+    return Rig()
+
+
+async def _opened(rig: Rig, source: Source) -> Client:
+    client = rig.client(read_only=source.one_in(4))
+    if not source.one_in(16):
+        await client.feed(_OPEN)
+    return client
+
+
+# ---- frames ----------------------------------------------------------------------------------------------
+
+
+async def _frames(rig: Rig, source: Source) -> None:
+    """Headers of every kind, bodies of every size, cut into pieces anywhere."""
+    client = await _opened(rig, source)
+    programs = (*Program, 0)
+    while source and client.connected:
+        number_ = source.pick((source.below(460), 0, 1, 2, 60, 66, 316, 2**32 - 1))
+        body = source.blob()
+        size = source.pick(_SIZES) if source.one_in(16) else 28 + len(body)
+        head = HEADER.pack(
+            size, source.pick(programs) if source.one_in(4) else Program.REMOTE, 1 - source.one_in(16), number_,
+            source.below(8) if source.one_in(2) else 0, source.below(4), source.below(4) if source.one_in(8) else 0,
+        )  # fmt: skip
+        whole = head + body
+        cut = source.below(len(whole) + 1)
+        await client.feed(whole[:cut])
+        await client.feed(whole[cut:])
+    await client.settle()
+
+
+def _arguments(rig: Rig, row: Procedure, source: Source) -> bytes:
+    return Arguments(row, source, rig.names, rig.uuids).encoded()
+
+
+# ---- calls -----------------------------------------------------------------------------------------------
+
+
+async def _calls(rig: Rig, source: Source) -> None:
+    """Every row with arguments of its own shape, in any order, by a few clients at once."""
+    clients = [await _opened(rig, source) for _ in range(1 + source.below(2))]
+    rows = list(rig.rows.values())
+    family = source.pick(rows).handler.__module__  # most calls are about one kind of object
+    related = [row for row in rows if row.handler.__module__ == family]
+    for _ in range(_CALLS_MAX):
+        client, row = source.pick(clients), source.pick(related if source.below(4) else rows)
+        if not source:
+            break
+        await client.call(row.number, _arguments(rig, row, source), program=row.program)
+
+
+# ---- streams ---------------------------------------------------------------------------------------------
+
+
+async def _streams(rig: Rig, source: Source) -> None:
+    """Streams opened by every call that can, then data, holes, ends and errors on right and wrong serials."""
+    client = await _opened(rig, source)
+    rows = [row for row in rig.rows.values() if is_stream(row)]
+    opened: list[tuple[int, int]] = [(rows[0].number, 0)]
+    while source and client.connected:
+        if source.one_in(3):
+            row = source.pick(rows)
+            opened.append((row.number, await client.call(row.number, _arguments(rig, row, source))))
+            continue
+        number_, serial = source.pick(opened[-4:])
+        data = source.pick((b"", source.blob(), bytes(STREAM_DATA_MAX), bytes(12)))
+        kind = Type.STREAM if source.below(4) else source.pick((Type.STREAM, 6))
+        status = source.pick((Status.CONTINUE, Status.CONTINUE, Status.OK, Status.ERROR, 9))
+        await client.feed(packet(Program.REMOTE, 1, number_, kind, serial, status, data))
+        if source.one_in(3):
+            await client.settle()
+    await client.settle()
+
+
+# ---- codecs ----------------------------------------------------------------------------------------------
+
+
+def _codecs(data: bytes) -> None:
+    """Every row's arguments from bytes as they come; what was read is written back to what it was read from."""
+    source = Source(data)
+    row = source.pick([row for row in _rig().rows.values() if row.args is not None])
+    body = source.rest() if source.one_in(2) else Arguments(row, source).encoded()
+    assert row.args is not None
+    try:
+        values, behind = row.args.read(body, 0, len(body))
+    except XdrError:
+        return
+    assert behind <= len(body), f"{row.api} read {behind} of {len(body)} bytes"
+    out: list[bytes] = []
+    try:
+        row.args.write(values, out)
+    except NotImplementedError:  # a reference that is only ever read
+        return
+    again, _ = row.args.read(b"".join(out), 0, sum(map(len, out)))
+    assert repr(again) == repr(values), f"{row.api}: {values} came back as {again}"
+
+
+# ---- documents -------------------------------------------------------------------------------------------
+
+
+def _parsers() -> dict[str, Callable[[str], object]]:
+    found: dict[str, Callable[[str], object]] = {}
+    for module in pkgutil.iter_modules(hypervisor_shim.xml.__path__, "hypervisor_shim.xml."):
+        for name, function in vars(importlib.import_module(module.name)).items():
+            if not name.startswith("parse_") or not inspect.isfunction(function):
+                continue
+            first, *others = inspect.signature(function).parameters.values()
+            if first.annotation == "str" and all(each.default is not each.empty for each in others):
+                found[name] = function
+    return found
+
+
+def _parse(parser: Callable[[str], object], about: str, data: bytes) -> None:
+    source = Source(data)
+    whole = source.rest().decode("utf-8", "surrogateescape") if source.one_in(16) else document(source, about)
+    try:
+        parser(whole)
+    except LibvirtError as refused:
+        refused.message.encode("utf-8", "surrogateescape")  # it goes on the wire
+
+
+def targets() -> dict[str, Target]:
+    """All of them, by name."""
+    found: dict[str, Target] = {
+        "frames": lambda data: _rig().run(_frames, data),
+        "calls": lambda data: _rig().run(_calls, data),
+        "streams": lambda data: _rig().run(_streams, data),
+        "codecs": _codecs,
+    }
+    found.update({name: partial(_parse, parser, name) for name, parser in sorted(_parsers().items())})
+    return found
