@@ -5,14 +5,16 @@ PYTHON      := /usr/bin/python3
 VENV        := .venv/bin
 DEMO        := $(VENV)/nicagent emulate tests/e2e/demo.toml -- $(VENV)/python -m tests.e2e.demo
 PYTEST_ARGS ?=
+SECONDS     ?= 300
 
-.PHONY: help setup guest-kernel stage1 image demo test lint bench campaign clean
+.PHONY: help setup guest-kernel stage1 image demo test lint bench campaign fuzz clean
 
 help:
 	@echo "make demo      two emulated servers, driven by virsh, from define to undefine"
 	@echo "make test      lint, then the whole test suite (what CI runs)"
 	@echo "make bench     figures beside those of peers, into bench.json"
 	@echo "make campaign  the long form of the fault tests"
+	@echo "make fuzz      the long form of the fuzz tests, SECONDS=300 in all"
 	@echo "make setup     Debian packages and .venv only;  make image: OS image and stage-1 only"
 	@echo "make clean     forget what was built (.cache); the .venv stays"
 
@@ -45,6 +47,9 @@ bench: setup image
 
 campaign: setup image
 	$(VENV)/python -m pytest -m slow $(PYTEST_ARGS)
+
+fuzz: setup
+	$(VENV)/python -m tests.fuzz --seconds $(SECONDS)
 
 clean:
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from hypervisor_shim.driver.statistics import Param, Statistics, Tuning, Vcpu
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
 from hypervisor_shim.procedures import Kind, Procedure
 from hypervisor_shim.session import Session
-from hypervisor_shim.xdr import INT, LIST_MAX, TEXT, TYPED_PARAM, UHYPER, UINT, Array, Opaque, Record
+from hypervisor_shim.xdr import INT, LIST_MAX, TEXT, TYPED_PARAM, UHYPER, UINT, Array, Opaque, Record, Tag
 from hypervisor_shim.xml.domain import parse_domain
 from hypervisor_shim.xml.domain_change import with_memory, with_vcpus
 from hypervisor_shim.xml.domain_def import DomainDef
@@ -216,9 +216,13 @@ def _setter(tuning: Tuning) -> Callable[[Session, Ref, list[Param], int], Corout
         info = find_domain(session, ref)
         impact = _effective(info, impact_of(info, flags, function))
         known = {name: tag for name, tag, _ in _parameters(session, ref, tuning, int(impact))}
-        for name, _, _ in params:
+        for name, tag, _ in params:
             if name not in known:
                 raise error(Code.INVALID_ARG, f"parameter '{name}' not supported")
+            if tag != known[name]:
+                wanted = Tag(known[name]).name.lower()
+                said = f"invalid type '{Tag(tag).name.lower()}' for parameter '{name}', expected '{wanted}'"
+                raise error(Code.INVALID_ARG, said)
         statistics = _statistics(session, function)
         await statistics.set_parameters(session.caller, info.uuid, tuning, params, impact)
 

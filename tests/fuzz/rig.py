@@ -1,8 +1,8 @@
-"""The library with nothing but memory around it: connections without sockets, so that a run is thousands of them.
+"""The library with nothing but memory around it: connections without sockets, so that a run makes thousands.
 
 Everything is the real thing but the transport and the server's listeners. What must never happen raises
-`Violation`: a mistake logged, a reply that does not decode, a handler entered by a call that was undecodable or
-not permitted, something left behind.
+`Violation`: a mistake logged, a reply that does not decode, a handler entered by a call that was undecodable
+or not permitted, something left behind.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Pipe(asyncio.Transport):
 
 
 class Rig:
-    """One driver, one table of procedures whose handlers tell when they are entered, any number of clients."""
+    """One driver, one table of procedures whose handlers tell when they are entered, and clients."""
 
     def __init__(self) -> None:
         self.limits = _LIMITS

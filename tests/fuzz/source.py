@@ -1,4 +1,4 @@
-"""Choices made from bytes, so that whoever varies the bytes (hypothesis, atheris, a kept file) varies the choices."""
+"""Choices made from bytes: who varies the bytes (hypothesis, atheris, a kept file) varies the choices."""
 
 from __future__ import annotations
 

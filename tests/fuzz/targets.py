@@ -54,10 +54,10 @@ async def _frames(rig: Rig, source: Source) -> None:
         number_ = source.pick((source.below(460), 0, 1, 2, 60, 66, 316, 2**32 - 1))
         body = source.blob()
         size = source.pick(_SIZES) if source.one_in(16) else 28 + len(body)
-        head = HEADER.pack(
-            size, source.pick(programs) if source.one_in(4) else Program.REMOTE, 1 - source.one_in(16), number_,
-            source.below(8) if source.one_in(2) else 0, source.below(4), source.below(4) if source.one_in(8) else 0,
-        )  # fmt: skip
+        program = source.pick(programs) if source.one_in(4) else Program.REMOTE
+        kind = source.below(8) if source.one_in(2) else Type.CALL
+        status = source.below(4) if source.one_in(8) else Status.OK
+        head = HEADER.pack(size, program, 1 - source.one_in(16), number_, kind, source.below(4), status)
         whole = head + body
         cut = source.below(len(whole) + 1)
         await client.feed(whole[:cut])
@@ -112,7 +112,7 @@ async def _streams(rig: Rig, source: Source) -> None:
 
 
 def _codecs(data: bytes) -> None:
-    """Every row's arguments from bytes as they come; what was read is written back to what it was read from."""
+    """Every row's arguments from bytes as they come; what was read is what is read when it was written."""
     source = Source(data)
     row = source.pick([row for row in _rig().rows.values() if row.args is not None])
     body = source.rest() if source.one_in(2) else Arguments(row, source).encoded()
