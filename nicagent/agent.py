@@ -30,6 +30,7 @@ from nicagent.northbound.libvirt_face import LibvirtFace
 from nicagent.power.build import make_power
 from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.provisioner import Provisioner
+from nicagent.segments import Segments
 from nicagent.storage import identity
 from nicagent.storage.build import make_storage
 from nicagent.storage.images import PoolFiles
@@ -82,7 +83,9 @@ async def _serve(
 ) -> None:
     links = provision_links(config)
     provisioner = Provisioner(run_dir / "provision", Path(config.agent.artefacts)) if links else None
-    network = _make_network(config, run_dir)
+    segments = Segments(config, store)
+    await segments.load(_boot_id(), await _segments_in_use(store))
+    network = _make_network(config, segments, run_dir)
     consoles = _make_consoles(config, state_dir)
     pools = [Path(pool.path) for pool in config.pools.values()]
     parts = {}
@@ -109,11 +112,12 @@ async def _serve(
             network,
             boot.set if boot is not None else None,
         )
-    controller = Controller(config, store, parts, identity.exports, PoolFiles(lambda: pools))
+    controller = Controller(store, parts, identity.exports, PoolFiles(lambda: pools), segments)
     await controller.load()
+    segments.who_uses(controller.users_of_segment)
 
     control = ControlFace(controller, consoles)
-    libvirt = LibvirtFace(config, controller, consoles, await _host_uuid(store), sockets)
+    libvirt = LibvirtFace(config, controller, segments, consoles, await _host_uuid(store), sockets)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -190,12 +194,18 @@ def provision_links(config: Config) -> dict[str, ProvisionLink]:
     }
 
 
-def _make_network(config: Config, run_dir: Path) -> NetworkDriver | None:
-    if config.overlay is None or not config.segments:
+async def _segments_in_use(store: Store) -> set[str]:
+    """The segments that hosts had ports on when the agent was last there."""
+    runs = [record.run for record in (await store.hosts()).values() if record.run is not None]
+    return {binding.port.segment for run in runs for binding in run.bindings}
+
+
+def _make_network(config: Config, segments: Segments, run_dir: Path) -> NetworkDriver | None:
+    if config.overlay is None:
         return None
     from nicagent.network.overlay import OverlayNetwork
 
-    return OverlayNetwork(config.overlay, config.segments, run_dir)
+    return OverlayNetwork(config.overlay, segments.active, run_dir)
 
 
 def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:

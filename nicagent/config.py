@@ -28,6 +28,7 @@ Name = Annotated[str, Meta(pattern=NAME)]
 Mac = Annotated[str, Meta(pattern=MAC)]
 Netdev = Annotated[str, Meta(pattern=NETDEV)]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
+Vni = Annotated[int, Meta(ge=1, le=(1 << 24) - 1)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 Wrong = Callable[[str, str, str], NicagentError]  # key, what is wrong, hint → the error to raise
 
@@ -126,7 +127,7 @@ class Host(Strict, frozen=True, kw_only=True):
 class Segment(Strict, frozen=True, kw_only=True):
     """An overlay network: a VXLAN VNI, and the part of its addresses that this agent may allot."""
 
-    vni: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)]
+    vni: Vni
     cidr: str
     range: tuple[str, str]  # first and last address that this agent allots; disjoint between agents
     mtu: Annotated[int, Meta(ge=576, le=9000)] = 1450
@@ -139,6 +140,8 @@ class Overlay(Strict, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()  # the other VTEPs: static flood list
     port: TcpPort = 4789
     device: str = ""  # underlay netdev; empty: by route
+    # What a client's network without a VNI is given one of: first and last, disjoint between agents.
+    vnis: tuple[Vni, Vni] = (100_000, 199_999)
 
 
 class LibvirtTls(Strict, frozen=True, kw_only=True):
@@ -386,6 +389,8 @@ def _check_overlay(overlay: Overlay, wrong: Wrong) -> None:
             ipaddress.IPv4Address(address)
         except ValueError:
             raise wrong(f"overlay.{key}", f"{address!r} is no IPv4 address", "write 192.0.2.1") from None
+    if overlay.vnis[0] > overlay.vnis[1]:
+        raise wrong("overlay.vnis", f"{overlay.vnis[0]} is above {overlay.vnis[1]}", "first, then last")
     if overlay.local in overlay.peers:
         raise wrong("overlay.peers", f"{overlay.local} is this agent itself", "name only the others")
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from nicagent.blockjobs import BlockJobs
-from nicagent.config import Config
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.lifecycle import Event
 from nicagent.model import (
@@ -32,6 +31,7 @@ from nicagent.model import (
     PowerAction,
 )
 from nicagent.placement import DeriveExports, Placement
+from nicagent.segments import Segments
 from nicagent.storage.contract import DiskFiles, HostStorage
 from nicagent.store import HostRecord, Run, Store
 from nicagent.walker import AGENT, WIRING, Parts, Walker
@@ -60,15 +60,15 @@ class Controller:
 
     def __init__(
         self,
-        config: Config,
         store: Store,
         parts: Mapping[str, Parts],
         derive: DeriveExports,
         files: DiskFiles,
+        segments: Segments,
     ) -> None:
         self._store = store
         self._parts = parts
-        self._placement = Placement(config, store, derive)
+        self._placement = Placement(store, derive, segments)
         self._walkers: dict[str, Walker] = {}
         self._domains: dict[str, Domain] = {}
         self._active: dict[str, str] = {}  # domain uuid → host it occupies
@@ -251,6 +251,14 @@ class Controller:
             known = ", ".join(self._walkers)
             raise NicagentError(Kind.NOT_FOUND, f"no host is called {name!r}", f"known hosts: {known}")
         return walker
+
+    def users_of_segment(self, name: str) -> list[str]:
+        """Who has a port on a segment, in words."""
+        return [
+            f"domain {status.domain.name} on {status.host}"
+            for status in self.domains()
+            if any(binding.port.segment == name for binding in status.bindings)
+        ]
 
     # ---- counters, from the drivers
 

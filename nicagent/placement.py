@@ -6,14 +6,14 @@ and answers with a `Run` or with the reasons why there is none.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from nicagent.config import Config, Nic
-from nicagent.errors import Kind, NicagentError, Thing
+from nicagent.config import Nic
+from nicagent.errors import Kind, NicagentError
 from nicagent.model import Disk, Domain, Export, ExportIdentity, HostState, Port, PortBinding, Power
+from nicagent.segments import Segments, lies_in
 from nicagent.store import Run, Store
 from nicagent.walker import Parts, Walker
 
@@ -26,9 +26,9 @@ class Placement:
     a lock, so that placements see one another's results.
     """
 
-    def __init__(self, config: Config, store: Store, derive: DeriveExports) -> None:
-        self._config = config
+    def __init__(self, store: Store, derive: DeriveExports, segments: Segments) -> None:
         self._store = store
+        self._segments = segments
         self._derive = derive
 
     # ---- where
@@ -135,26 +135,24 @@ class Placement:
         return tuple([await self._bind(domain, port, nic, parts) for port, nic in named])
 
     async def _bind(self, domain: Domain, port: Port, nic: Nic, parts: Parts) -> PortBinding:
-        segment = self._config.segments.get(port.segment)
-        if segment is None or parts.network is None:
-            known = ", ".join(self._config.segments) or "none"
+        segment = self._segments.carrying(port.segment)
+        if parts.network is None:
             raise NicagentError(
-                Kind.NOT_FOUND,
-                f"no segment is called {port.segment!r}",
-                f"known: {known}",
-                of=Thing.SEGMENT,
+                Kind.UNSUPPORTED,
+                "this agent is no VTEP, so it carries no segments",
+                "add [overlay] to nicagent.toml",
             )
-        if port.ipv4 is not None:
-            if not _lies_in(port.ipv4, segment.cidr):
-                raise NicagentError(
-                    Kind.INVALID,
-                    f"{port.name} of {domain.name} wants {port.ipv4}, which is no address of {segment.cidr}",
-                    f"take one of segment {port.segment}, or leave it to the agent",
-                )
-            first = last = port.ipv4
-        else:
-            first, last = segment.range
-        address = await self._store.lease(port.segment, domain.uuid, port.name, first, last)
+        kept = segment.fixed.get(nic.mac)
+        wanted = port.ipv4 or kept
+        if wanted is not None and not lies_in(wanted, segment.cidr):
+            raise NicagentError(
+                Kind.INVALID,
+                f"{port.name} of {domain.name} wants {wanted}, which is no address of {segment.cidr}",
+                f"take one of segment {port.segment}, or leave it to the agent",
+            )
+        first, last = (wanted, wanted) if wanted is not None else segment.range
+        avoid = {*segment.reserved, *segment.fixed.values()} - {kept}
+        address = await self._store.lease(port.segment, domain.uuid, port.name, first, last, avoid)
         return PortBinding(port, nic.device, nic.mac, address, domain.name)
 
 
@@ -164,10 +162,3 @@ def _nics(ports: Sequence[Port], nics: Sequence[Nic]) -> list[Nic]:
     asked = {port.mac for port in ports}
     left = (nic for nic in nics if nic.mac not in asked)
     return [by_mac[port.mac] if port.mac is not None else next(left) for port in ports]
-
-
-def _lies_in(address: str, cidr: str) -> bool:
-    try:
-        return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(cidr)
-    except ValueError:
-        return False

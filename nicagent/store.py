@@ -213,23 +213,27 @@ class Store:
 
     # ---- addresses
 
-    async def lease(self, segment: str, domain: str, port: str, first: str, last: str) -> str:
-        """The address of a port on a segment: the one it had, else the first free one of the range.
+    async def lease(
+        self, segment: str, domain: str, port: str, first: str, last: str, avoid: Collection[str] = ()
+    ) -> str:
+        """The address of a port on a segment: the one it had, else the first free one of the range; none of
+        `avoid`, which are kept for others.
 
         Raises EXISTS when the one that is asked for is another's, NO_SPACE when all of several are taken.
         """
         low, high = int(IPv4Address(first)), int(IPv4Address(last))
+        kept = {int(IPv4Address(address)) for address in avoid}
 
         def work(db: sqlite3.Connection) -> str:
             held = db.execute(
                 "SELECT ipv4 FROM lease WHERE domain = ? AND port = ? AND segment = ?",
                 (domain, port, segment),
             ).fetchone()
-            if held is not None and low <= int(IPv4Address(held[0])) <= high:
+            if held is not None and low <= (value := int(IPv4Address(held[0]))) <= high and value not in kept:
                 return str(held[0])
             rows = db.execute("SELECT ipv4, domain FROM lease WHERE segment = ?", (segment,))
             taken = {int(IPv4Address(address)): holder for address, holder in rows}
-            free = next((value for value in range(low, high + 1) if value not in taken), None)
+            free = next((v for v in range(low, high + 1) if v not in taken and v not in kept), None)
             if free is None and low == high:
                 raise NicagentError(
                     Kind.EXISTS,

@@ -12,6 +12,7 @@ from nicagent import config as config_module
 from nicagent.config import Config
 from nicagent.controller import Controller
 from nicagent.model import Cause, Change, Disk, Domain, DomainEvent, HostState, Initiator, Port, VolumeFormat
+from nicagent.segments import Segments
 from nicagent.storage import identity
 from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
@@ -104,8 +105,12 @@ class Rig:
             )
             for name, body in bodies.items()
         }
-        controller = Controller(config, store, parts, identity.exports, PoolFiles(lambda: [path.parent]))
+        segments = Segments(config, store)
+        await segments.load("this boot")
+        files = PoolFiles(lambda: [path.parent])
+        controller = Controller(store, parts, identity.exports, files, segments)
         await controller.load()
+        segments.who_uses(controller.users_of_segment)
         rig = cls(controller, bodies, store)
         running = asyncio.create_task(controller.run())
         try:

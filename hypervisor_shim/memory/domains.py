@@ -56,6 +56,7 @@ from hypervisor_shim.memory.interface import MemoryInterfaces
 from hypervisor_shim.memory.network import MemoryNetworks
 from hypervisor_shim.memory.node import MemoryNode
 from hypervisor_shim.memory.nodedev import MemoryNodeDevices
+from hypervisor_shim.memory.nwfilter import MemoryNwFilters
 from hypervisor_shim.memory.secret import MemorySecrets
 from hypervisor_shim.memory.statistics import MemoryStatistics
 from hypervisor_shim.memory.storage import MemoryStorage
@@ -164,6 +165,7 @@ class MemoryDriver(Driver):
         self.secrets = MemorySecrets(self._publish)
         self.networks = MemoryNetworks(self._publish)
         self.interfaces = MemoryInterfaces()
+        self.nwfilters = MemoryNwFilters()
         for document in documents:
             definition = parse_domain(document, arch=self.identity.arch)
             domain = _Domain(_described(definition), definition)

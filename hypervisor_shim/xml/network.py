@@ -97,6 +97,17 @@ def format_network(definition: NetworkDef) -> str:
     return write_element(root)
 
 
+def format_port(uuid: bytes, *, owner: tuple[str, str], mac: str, bridge: str) -> str:
+    """A `<networkport>` document. `owner`: name and UUID of the domain."""
+    root = Element("networkport")
+    SubElement(root, "uuid").text = uuid_text(uuid)
+    who = SubElement(root, "owner")
+    SubElement(who, "name").text, SubElement(who, "uuid").text = owner
+    SubElement(root, "mac", address=mac)
+    SubElement(root, "plug", type="bridge", bridge=bridge)
+    return write_element(root)
+
+
 # ---- checks and defaults -------------------------------------------------------------------------------
 
 

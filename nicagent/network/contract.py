@@ -25,6 +25,11 @@ from nicagent.model import PortBinding, PortStatus
 RESPONDER = "169.254.169.253"
 
 
+def bridge_name(vni: int) -> str:
+    """The agent's bridge of a segment, as clients are told it."""
+    return f"na-br{vni}"
+
+
 class NetworkDriver(abc.ABC):
     """The overlay side of one agent: all its segments, and the ports of all its hosts."""
 

@@ -18,7 +18,7 @@ from nicagent.dnsmasq import unprivileged_user
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import PortBinding
 from nicagent.network import dhcp
-from nicagent.network.contract import RESPONDER
+from nicagent.network.contract import RESPONDER, bridge_name
 from nicagent.network.guard import Guard, Guards
 from nicagent.network.netlink import Link, Netlink, Vxlan, silence
 from nicagent.network.record import Found
@@ -26,11 +26,6 @@ from nicagent.network.record import Found
 VXLAN_OVERHEAD = 50  # bytes: Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5)
 log = logging.getLogger(__name__)
 _OURS = re.compile(r"na-(br|vx)\d+")
-
-
-def bridge_name(vni: int) -> str:
-    """The bridge of a segment."""
-    return f"na-br{vni}"
 
 
 def tunnel_name(vni: int) -> str:

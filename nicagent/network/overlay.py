@@ -15,23 +15,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from nicagent.config import Overlay, Segment
-from nicagent.errors import Kind, NicagentError
+from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import PortBinding, PortStatus
 from nicagent.network import record
-from nicagent.network.contract import NetworkDriver
-from nicagent.network.fabric import Fabric, Wanted, bridge_mac, bridge_name
+from nicagent.network.contract import NetworkDriver, bridge_name
+from nicagent.network.fabric import Fabric, Wanted, bridge_mac
 from nicagent.network.netlink import Link
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 class OverlayNetwork(NetworkDriver):
-    """All segments of one agent; one agent to a network namespace."""
+    """All segments of one agent; one agent to a network namespace. `segments` are those that may carry ports;
+    their owner changes the mapping as clients do.
+    """
 
     def __init__(self, overlay: Overlay, segments: Mapping[str, Segment], run_dir: Path) -> None:
         for address in (overlay.local, *overlay.peers):
             _underlay_address(address)
-        self._segments = dict(segments)
+        self._segments = segments
         self._folder = run_dir / "network"
         self._fabric = Fabric(overlay, self._folder)
         self._record = record.Record()
@@ -97,7 +99,7 @@ class OverlayNetwork(NetworkDriver):
             b.device: Wanted(b, self._segments[b.port.segment])
             for bindings in self._record.ports.values()
             for b in bindings
-            if b.port.segment in self._segments  # a segment may have left the configuration meanwhile
+            if b.port.segment in self._segments  # a segment may have gone meanwhile
         }
 
     def _save(self) -> None:
@@ -139,6 +141,7 @@ class OverlayNetwork(NetworkDriver):
                     f"segment {binding.port.segment!r} of {binding.port.name} is not configured here",
                     f"add [segments.{binding.port.segment}] to nicagent.toml, or use one of: "
                     + (", ".join(sorted(self._segments)) or "none"),
+                    of=Thing.SEGMENT,
                 )
             _check_addresses(binding, segment)
             _check_device(binding, links)

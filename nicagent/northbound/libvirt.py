@@ -43,7 +43,9 @@ from nicagent.northbound.libvirt_block import MetalBlock
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed
+from nicagent.northbound.libvirt_network import MetalNetworks
 from nicagent.northbound.libvirt_words import cause_of, translated
+from nicagent.segments import Segments
 
 log = logging.getLogger("nicagent.libvirt")
 
@@ -52,7 +54,12 @@ class MetalDriver(Driver):
     """What libvirt clients see of this agent."""
 
     def __init__(
-        self, config: Config, controller: Controller, consoles: Mapping[str, SerialConsole], host_uuid: str
+        self,
+        config: Config,
+        controller: Controller,
+        segments: Segments,
+        consoles: Mapping[str, SerialConsole],
+        host_uuid: str,
     ) -> None:
         self._config = config
         self._controller = controller
@@ -70,11 +77,13 @@ class MetalDriver(Driver):
         ground = Ground(config, controller, self._domain, self._infos.__getitem__, self._publish)
         self.devices = MetalDevices(ground)
         self.block = self._block = MetalBlock(ground)
+        self._networks = self.networks = MetalNetworks(segments, controller, self._publish)
 
     def close(self) -> None:
         """Stop following the controller."""
         self._unwatch()
         self._block.close()
+        self._networks.close()
 
     # ---- following the change stream
 

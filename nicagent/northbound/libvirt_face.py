@@ -22,6 +22,7 @@ from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.libvirt import MetalDriver
+from nicagent.segments import Segments
 
 log = logging.getLogger("nicagent.libvirt")
 audit_log = logging.getLogger("nicagent.audit")
@@ -42,13 +43,14 @@ class LibvirtFace:
         self,
         config: Config,
         controller: Controller,
+        segments: Segments,
         consoles: Mapping[str, SerialConsole],
         host_uuid: str,
         sockets: Mapping[str, Sequence[socket.socket]],
     ) -> None:
         self._config = config.libvirt
         self._sockets = sockets
-        self._driver = MetalDriver(config, controller, consoles, host_uuid)
+        self._driver = MetalDriver(config, controller, segments, consoles, host_uuid)
         self._server = Server(self._driver, policy=policy(config.libvirt), audit=_audit)
 
     async def start(self) -> None:

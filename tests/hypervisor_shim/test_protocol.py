@@ -193,6 +193,8 @@ WRITES = {
     444: text("default") + bytes(16) + number(0) * 5,
     **dict.fromkeys((132, 133, 134), text("eth1") + text("") + number(0)),
     **dict.fromkeys((220, 221, 222), number(0)),
+    **dict.fromkeys((180, 399, 431), text("<filter/>") + number(0)), 181: text("f") + bytes(16),
+    400: text("tap0") + text("f"),
 }  # fmt: skip
 
 
