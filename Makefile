@@ -7,7 +7,7 @@ DEMO        := $(VENV)/nicagent emulate tests/e2e/demo.toml -- $(VENV)/python -m
 PYTEST_ARGS ?=
 SECONDS     ?= 300
 
-.PHONY: help setup guest-kernel stage1 image demo test lint bench campaign fuzz clean
+.PHONY: help setup clients guest-kernel stage1 image demo test lint bench campaign fuzz clean
 
 help:
 	@echo "make demo      two emulated servers, driven by virsh, from define to undefine"
@@ -15,12 +15,16 @@ help:
 	@echo "make bench     figures beside those of peers, into bench.json"
 	@echo "make campaign  the long form of the fault tests"
 	@echo "make fuzz      the long form of the fuzz tests, SECONDS=300 in all"
-	@echo "make setup     Debian packages and .venv only;  make image: OS image and stage-1 only"
+	@echo "make setup     Debian packages and .venv only;  make image: OS image and stage-1 only;"
+	@echo "make clients   other projects' programs for the client tests only"
 	@echo "make clean     forget what was built (.cache); the .venv stays"
 
 setup:
 	@[ -x $(PYTHON) ] || { echo "python3 is missing; as root, run: apt-get update && apt-get install -y python3" >&2; exit 1; }
 	@$(PYTHON) -m images.setup
+
+clients: setup
+	@$(PYTHON) -m images.clients
 
 guest-kernel: setup
 	@$(PYTHON) -m images.guest_kernel
@@ -39,7 +43,7 @@ lint: setup
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-test: setup image lint
+test: setup clients image lint
 	$(VENV)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: setup image

@@ -18,18 +18,20 @@ def mirror() -> str:
     return os.environ.get(MIRROR_VARIABLE, "http://deb.debian.org/debian")
 
 
-def sources() -> list[str]:
-    """Lines of a sources.list: the release, its updates, its security fixes."""
-    lines = [f"deb {mirror()} {suite} main" for suite in (RELEASE, f"{RELEASE}-updates")]
+def sources(release: str = RELEASE, kind: str = "deb") -> list[str]:
+    """Lines of a sources.list: the release, its updates, its security fixes. `kind`: deb or deb-src."""
+    lines = [f"{kind} {mirror()} {suite} main" for suite in (release, f"{release}-updates")]
     security = mirror().replace("/debian", "/debian-security")
-    return [*lines, f"deb {security} {RELEASE}-security main"]
+    return [*lines, f"{kind} {security} {release}-security main"]
 
 
 @dataclass(frozen=True)
 class Apt:
-    """An apt of its own under `.cache/apt`."""
+    """An apt of its own under `.cache/apt`; another release, or its sources, have a `base` of their own."""
 
     base: Path = CACHE / "apt"
+    release: str = RELEASE
+    kind: str = "deb"
 
     def _options(self) -> list[str]:
         places = {
@@ -48,7 +50,7 @@ class Apt:
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "status").touch()
-        (self.base / "sources.list").write_text("\n".join(sources()) + "\n")
+        (self.base / "sources.list").write_text("\n".join(sources(self.release, self.kind)) + "\n")
         command = ["apt-get", *self._options(), "-o", "APT::Update::Error-Mode=any", "update"]
         run(command, log="apt-private-update", doing="read Debian's package lists", needs=mirror())
 
@@ -58,7 +60,7 @@ class Apt:
         answer = subprocess.run(command, capture_output=True, text=True, env=plain_environment(), check=False)
         match = re.search(r"^Depends: (.*)$", answer.stdout, re.M)
         if match is None:
-            raise Failure(f"Debian {RELEASE} has no package {package}; is {mirror()} a full mirror?")
+            raise Failure(f"Debian {self.release} has no package {package}; is {mirror()} a full mirror?")
         return match[1]
 
     def download(self, package: str, into: Path) -> Path:
@@ -69,3 +71,10 @@ class Apt:
         command = ["apt-get", *self._options(), "download", package]
         run(command, log="apt-download", doing=f"fetch {package}", needs=mirror(), cwd=into)
         return next(into.glob(f"{package}_*.deb"))
+
+    def source(self, package: str, into: Path) -> Path:
+        """Fetch the newest version of a source package; the upstream archive in it."""
+        into.mkdir(parents=True, exist_ok=True)
+        command = ["apt-get", *self._options(), "source", "--download-only", package]
+        run(command, log="apt-source", doing=f"fetch the source of {package}", needs=mirror(), cwd=into)
+        return next(into.glob(f"{package}_*.orig.tar.*[!c]"))

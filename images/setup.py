@@ -36,9 +36,9 @@ def missing(names: list[str]) -> list[str]:
     return [name for name in names if name not in installed]
 
 
-def install_packages() -> None:
-    """Install what is missing, with sudo when not root."""
-    lacking = missing(wanted(PACKAGES.read_text()))
+def install_packages(listing: Path = PACKAGES) -> None:
+    """Install what is missing of a list file, with sudo when not root."""
+    lacking = missing(wanted(listing.read_text()))
     if not lacking:
         return
     install = ["apt-get", "install", "-y", "--no-install-recommends", *lacking]

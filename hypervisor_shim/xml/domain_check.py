@@ -53,6 +53,7 @@ _ACTIONS = {
 }
 _NEEDS_SOURCE = {"network": "network", "bridge": "bridge", "direct": "dev", "internal": "name"}
 _MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
+_CPU_SET = re.compile(r"\s*\^?\d+(-\d+)?(\s*,\s*\^?\d+(-\d+)?)*\s*")
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
 _DISK_NAME = re.compile(r"((?:fd|hd|vd|sd|xvd|ubd)([a-z]+)|nvme[0-9]+n[1-9][0-9]*)[0-9]*")
 
@@ -162,6 +163,9 @@ def _check_sizes(root: Element) -> None:
     vcpu = root.find("vcpu")
     if vcpu is None:
         return
+    cpus = vcpu.get("cpuset")
+    if cpus and _CPU_SET.fullmatch(cpus) is None:
+        raise error(Code.INVALID_ARG, f"Failed to parse bitmap '{cpus}'", origin=Origin.NONE)
     maximum = (vcpu.text or "1").strip()
     if not maximum.isascii() or not maximum.isdigit() or int(maximum) >= 1 << 32:
         raise xml_error("maximum vcpus count must be an integer")

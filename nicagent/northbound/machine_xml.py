@@ -54,6 +54,7 @@ def capabilities(config: Config, host_uuid: str) -> str:
     <arch name='{arch}'>
       <wordsize>64</wordsize>
       <machine maxCpus='{info.cpus}'>metal</machine>
+{_machine_names(arch, info.cpus)}
       <domain type='qemu'/>
       <domain type='kvm'/>
     </arch>
@@ -65,6 +66,13 @@ def capabilities(config: Config, host_uuid: str) -> str:
 
 </capabilities>
 """
+
+
+def _machine_names(arch: str, cpus: int) -> str:
+    """What clients call a machine by default; virt-manager shows no domain whose machine is not listed."""
+    names = ("q35", "pc") if arch == "x86_64" else ("virt",)
+    row = "      <machine canonical='metal' maxCpus='{0}'>{1}</machine>"
+    return "\n".join(row.format(cpus, name) for name in names)
 
 
 def _cpus(count: int) -> str:

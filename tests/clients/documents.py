@@ -510,6 +510,7 @@ OPENNEBULA = """<?xml version='1.0' encoding='UTF-8'?>
 
 TERRAFORM = """<domain type="kvm">
   <name>terraform-metal</name>
+  <uuid>8b0b5a3e-6f0f-4c39-8d35-5f3c7a1e0065</uuid>
   <memory unit="MiB">2048</memory>
   <vcpu>2</vcpu>
   <os>

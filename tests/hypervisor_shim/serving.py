@@ -42,8 +42,10 @@ class Served:
 
 
 @contextmanager
-def serving(driver: Driver, directory: Path, limits: Limits | None = None, **how: Any) -> Iterator[Served]:
-    """`how`: the server's policy and audit."""
+def serving(
+    driver: Driver, directory: Path, limits: Limits | None = None, make: Any = Server, **how: Any
+) -> Iterator[Served]:
+    """`how`: the server's policy and audit. `make`: a server of another class."""
     started: list[Served] = []
     ready, stop = threading.Event(), None
     problems: list[str] = []
@@ -53,7 +55,7 @@ def serving(driver: Driver, directory: Path, limits: Limits | None = None, **how
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: problems.append(str(context)))
         stop = asyncio.Event()
-        server = Server(driver, limits, **how)
+        server = make(driver, limits, **how)
         path, read_only = directory / "sock", directory / "sock-ro"
         await server.listen_unix(path)
         await server.listen_unix(read_only, read_only=True)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from images import setup, steps
+from images import clients, setup, steps
 
 
-def test_the_list_has_a_reason_for_every_package_and_none_twice() -> None:
-    lines = [line for line in setup.PACKAGES.read_text().splitlines() if line and not line.startswith("#")]
+@pytest.mark.parametrize("listing", [setup.PACKAGES, clients.PACKAGES], ids=lambda path: path.name)
+def test_the_list_has_a_reason_for_every_package_and_none_twice(listing: Path) -> None:
+    lines = [line for line in listing.read_text().splitlines() if line and not line.startswith("#")]
     for line in lines:
         name, _, reason = line.partition("#")
         assert name.strip() and reason.strip(), f"no reason is given for {line!r}"
-    names = setup.wanted(setup.PACKAGES.read_text())
+    names = setup.wanted(listing.read_text())
     assert len(names) == len(set(names))
 
 

@@ -1,0 +1,99 @@
+"""Other projects' programs for the client tests: from Debian, as they are.
+
+python3 -m images.clients          install and unpack what is missing; a second run does nothing
+
+Programs without a daemon are installed. Daemons are only unpacked, under `.cache/clients/root`: installed
+they would start, and some would bring libvirtd along, on the machine of somebody who wanted to run a test.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from images.apt import RELEASE, Apt
+from images.setup import install_packages
+from images.steps import CACHE, ROOT, Failure, digest, make, run
+
+PACKAGES = ROOT / "images" / "client-packages.txt"
+HOME = CACHE / "clients"
+UNPACKED = HOME / "root"
+SOURCES = HOME / "sources"
+
+DAEMONS = (
+    "libvirt-dbus",  # libvirt's objects on D-Bus, what cockpit's page of machines talks to
+    "libvirt-glib-1.0-0",  # its library
+    "cockpit-machines",  # that page: which calls it makes
+    "prometheus-libvirt-exporter",
+    "collectd-core",  # its virt plugin
+)
+NEWER_RELEASE = "trixie"
+PYPI = {"libvirt-python": "9.0.0"}  # the tests of the version that goes with Debian 12's libvirt
+NEWER = ("virt-top",)  # not in Debian 12; Debian 13's runs there
+
+
+def unpack_programs() -> None:
+    """The daemons, in `UNPACKED`. Raises Failure with what to do."""
+
+    def build() -> None:
+        shutil.rmtree(UNPACKED, ignore_errors=True)
+        UNPACKED.mkdir(parents=True)
+        for apt, packages in (
+            (Apt(), DAEMONS),
+            (Apt(CACHE / f"apt-{NEWER_RELEASE}", NEWER_RELEASE), NEWER),
+        ):
+            apt.update()
+            for package in packages:
+                deb = apt.download(package, HOME / "debs")
+                subprocess.run(["dpkg", "-x", deb, UNPACKED], check=True)
+
+    recipe = digest([*DAEMONS, RELEASE, *NEWER, NEWER_RELEASE, "1"])
+    make("fetching other projects' daemons for the client tests", [UNPACKED], HOME / "stamp", recipe, build)
+
+
+def upstream_source(package: str) -> Path:
+    """The unpacked upstream source of libvirt (from Debian) or of libvirt-python (from PyPI), each
+    of the version in Debian; fetched when missing. Raises Failure with what to do."""
+    home = SOURCES / package
+
+    def build() -> None:
+        shutil.rmtree(home, ignore_errors=True)
+        archive = _from_pypi(package) if package in PYPI else _from_debian(package)
+        home.mkdir(parents=True)
+        subprocess.run(["tar", "-xf", archive, "-C", home], check=True)
+
+    stamp = SOURCES / f"{package}.stamp"
+    recipe = digest([package, PYPI.get(package, RELEASE)])
+    make(f"fetching the source of {package}", [home], stamp, recipe, build)
+    return next(each for each in home.iterdir() if each.is_dir())
+
+
+def _from_debian(package: str) -> Path:
+    apt = Apt(CACHE / "apt-sources", kind="deb-src")
+    apt.update()
+    return apt.source(package, SOURCES / "archives" / package)
+
+
+def _from_pypi(package: str) -> Path:
+    into = SOURCES / "archives" / package
+    wanted = f"{package}=={PYPI[package]}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d"]
+    command += [str(into), wanted]
+    run(command, log="pip-source", doing=f"fetch the source of {package}", needs="PyPI")
+    return next(into.glob("*.tar.gz"))
+
+
+def main() -> int:
+    try:
+        install_packages(PACKAGES)
+        unpack_programs()
+    except Failure as failure:
+        print(f"clients: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
