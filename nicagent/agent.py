@@ -23,10 +23,11 @@ from nicagent.config import Config, Host
 from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import Export, Initiator, Transport
+from nicagent.model import Disk, Export, Initiator, Transport
 from nicagent.network.contract import NetworkDriver
 from nicagent.northbound.api import ControlFace
 from nicagent.northbound.libvirt_face import LibvirtFace
+from nicagent.pools import Pools
 from nicagent.power.build import make_power
 from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.provisioner import Provisioner
@@ -35,6 +36,7 @@ from nicagent.storage import identity
 from nicagent.storage.build import make_storage
 from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
+from nicagent.volumes import Volumes
 from nicagent.walker import Parts
 
 log = logging.getLogger("nicagent.agent")
@@ -87,7 +89,9 @@ async def _serve(
     await segments.load(_boot_id(), await _segments_in_use(store))
     network = _make_network(config, segments, run_dir)
     consoles = _make_consoles(config, state_dir)
-    pools = [Path(pool.path) for pool in config.pools.values()]
+    host_uuid = await _host_uuid(store)
+    pools = Pools(config, store)
+    leftovers = await pools.load(host_uuid, _boot_id())
     parts = {}
     for name, host in config.hosts.items():
         initiator = await store.initiator(
@@ -106,18 +110,19 @@ async def _serve(
                 run_dir=run_dir,
                 state_dir=state_dir,
                 address=host.provision.agent_address.partition("/")[0] if host.provision else None,
-                pools=pools,
+                pools=pools.directories,
             ),
             initiator,
             network,
             boot.set if boot is not None else None,
         )
-    controller = Controller(store, parts, identity.exports, PoolFiles(lambda: pools), segments)
+    controller = Controller(store, parts, identity.exports, PoolFiles(lambda: pools.directories), segments)
     await controller.load()
     segments.who_uses(controller.users_of_segment)
 
     control = ControlFace(controller, consoles)
-    libvirt = LibvirtFace(config, controller, segments, consoles, await _host_uuid(store), sockets)
+    volumes = Volumes(pools, functools.partial(running_disks, controller))
+    libvirt = LibvirtFace(config, controller, segments, pools, volumes, consoles, host_uuid, sockets)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -135,6 +140,7 @@ async def _serve(
             tasks = [group.create_task(console.run()) for console in consoles.values()]
             tasks.append(group.create_task(controller.run()))
             tasks.append(group.create_task(controller.autostart(_boot_id())))
+            tasks.append(group.create_task(volumes.tidy(leftovers)))
             await stop.wait()
             _notify("STOPPING=1")
             log.info("stopping; hosts, disks and ports go on")
@@ -176,6 +182,16 @@ class _BootChoices:
                 trsvcid=self._host.storage.port,
             )
         await self._provisioner.choose(name, choice)
+
+
+def running_disks(controller: Controller) -> Iterator[tuple[str, Disk]]:
+    """The disks of every domain that occupies a host, with the domain's name: what must not be changed under
+    it, as it was defined and as it is exported.
+    """
+    for status in controller.domains():
+        if status.host is not None:
+            for disk in dict.fromkeys((*status.domain.disks, *(each.disk for each in status.exports))):
+                yield status.domain.name, disk
 
 
 def provision_links(config: Config) -> dict[str, ProvisionLink]:

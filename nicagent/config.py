@@ -183,6 +183,7 @@ class Libvirt(Strict, frozen=True, kw_only=True):
     tls: LibvirtTls | None = None
     sasl: LibvirtSasl | None = None
     access: tuple[LibvirtAccess, ...] = ()  # without a rule whoever gets in may do everything
+    pool_roots: tuple[str, ...] = ("/var/lib/libvirt/images", "/srv", "/mnt")  # where clients may have pools
 
 
 class Agent(Strict, frozen=True, kw_only=True):

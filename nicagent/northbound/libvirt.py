@@ -10,7 +10,6 @@ import logging
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
 
 from hypervisor_shim.driver import (
     ByteStream,
@@ -44,8 +43,11 @@ from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed
 from nicagent.northbound.libvirt_network import MetalNetworks
+from nicagent.northbound.libvirt_storage import MetalStorage
 from nicagent.northbound.libvirt_words import cause_of, translated
+from nicagent.pools import Pools
 from nicagent.segments import Segments
+from nicagent.volumes import Volumes
 
 log = logging.getLogger("nicagent.libvirt")
 
@@ -58,13 +60,15 @@ class MetalDriver(Driver):
         config: Config,
         controller: Controller,
         segments: Segments,
+        pools: Pools,
+        volumes: Volumes,
         consoles: Mapping[str, SerialConsole],
         host_uuid: str,
     ) -> None:
         self._config = config
         self._controller = controller
         self._consoles = consoles
-        self._pools = {name: Path(pool.path) for name, pool in config.pools.items()}
+        self._pools = pools.paths
         self._infos: dict[bytes, DomainInfo] = {}
         self._by_name: dict[str, bytes] = {}
         self._sinks: list[EventSink] = []
@@ -78,12 +82,14 @@ class MetalDriver(Driver):
         self.devices = MetalDevices(ground)
         self.block = self._block = MetalBlock(ground)
         self._networks = self.networks = MetalNetworks(segments, controller, self._publish)
+        self.storage = self._storage = MetalStorage(pools, volumes, self._publish)
 
     def close(self) -> None:
         """Stop following the controller."""
         self._unwatch()
         self._block.close()
         self._networks.close()
+        self._storage.close()
 
     # ---- following the change stream
 

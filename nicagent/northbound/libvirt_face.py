@@ -22,7 +22,9 @@ from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.libvirt import MetalDriver
+from nicagent.pools import Pools
 from nicagent.segments import Segments
+from nicagent.volumes import Volumes
 
 log = logging.getLogger("nicagent.libvirt")
 audit_log = logging.getLogger("nicagent.audit")
@@ -44,13 +46,15 @@ class LibvirtFace:
         config: Config,
         controller: Controller,
         segments: Segments,
+        pools: Pools,
+        volumes: Volumes,
         consoles: Mapping[str, SerialConsole],
         host_uuid: str,
         sockets: Mapping[str, Sequence[socket.socket]],
     ) -> None:
         self._config = config.libvirt
         self._sockets = sockets
-        self._driver = MetalDriver(config, controller, segments, consoles, host_uuid)
+        self._driver = MetalDriver(config, controller, segments, pools, volumes, consoles, host_uuid)
         self._server = Server(self._driver, policy=policy(config.libvirt), audit=_audit)
 
     async def start(self) -> None:

@@ -41,6 +41,8 @@ def code_of(failure: NicagentError) -> Code:
     """The number that clients compare."""
     if failure.kind is Kind.NOT_FOUND and failure.of is not None:
         return MISSING[failure.of]
+    if failure.kind is Kind.EXISTS and failure.of is Thing.VOLUME:
+        return Code.STORAGE_VOL_EXIST
     return CODES[failure.kind]
 
 

@@ -1,31 +1,32 @@
 """A directory pool: a directory whose files are volumes.
 
-A volume's format is told by its name, never by its content (`*.qcow2` is qcow2, all else raw), because a
-tenant writes the content. New volumes are made under a hidden name, made durable, and linked to their own
-name as the last step: there is never half a volume, and never one over another.
+A volume's format is what it was declared as, else told by its name, never by its content (`*.qcow2` is qcow2,
+all else raw), because a tenant writes the content. New volumes are made under a hidden name, made durable,
+and linked to their own name as the last step: there is never half a volume, and never one over another.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import re
 import secrets
 import stat
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nicagent import proc
-from nicagent.errors import Kind, NicagentError
+from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import VolumeFormat
 from nicagent.storage import volume
+from nicagent.threads import in_thread
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 QCOW2_SUFFIX = ".qcow2"
-PARTIAL_PREFIX = ".new-"
+PARTIAL_PREFIX = ".new-"  # then the agent that makes it, then something random
+WIPING_PREFIX = ".wipe-"  # likewise: content that is no volume's any more and is yet to be overwritten
 LIST_LIMIT = 100_000  # files looked at in one pool
 CREATE_SECONDS = 600.0  # a preallocated volume on a slow disk
 
@@ -47,7 +48,8 @@ class Volume:
     format: VolumeFormat
     capacity: int  # what a host sees
     allocation: int  # what it takes of the pool now
-    backing: Path | None = None
+    physical: int = 0  # the file's length
+    backing: Backing | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,20 @@ class PoolInfo:
 
 @dataclass(frozen=True)
 class DirectoryPool:
-    """A pool by its name and directory. `allowed` are all the agent's pools: overlays may cross them."""
+    """A pool by its name and directory. `allowed` are all the agent's pools: overlays may cross them.
+    `formats` are those of volumes whose name says another; `owner` names the agent in unfinished files, so
+    that each agent clears away its own where several share a directory.
+    """
 
     name: str
     path: Path
     allowed: Sequence[Path]
+    formats: Mapping[str, VolumeFormat] = field(default_factory=dict)
+    owner: str = ""
+
+    def format(self, name: str) -> VolumeFormat:
+        """The format that a volume was declared as, else the one that its name states."""
+        return self.formats.get(name) or format_of(name)
 
     def info(self) -> PoolInfo:
         """Raises NOT_FOUND when the directory is missing."""
@@ -92,30 +103,47 @@ class DirectoryPool:
 
     def look_up(self, name: str) -> Volume:
         """One volume. Raises NOT_FOUND, and what `volume.resolve` raises."""
-        path = self._path(name)
-        format = format_of(name)
-        chain = volume.resolve(path, format, self.allowed)
+        path = self.place(name)
+        format = self.format(name)
+        try:
+            chain = volume.resolve(path, format, self.allowed)
+            facts = path.stat()
+        except (NicagentError, FileNotFoundError):
+            if path.is_symlink() or path.exists():
+                raise
+            raise self.missing_volume(name) from None
         return Volume(
             name=name,
             path=path,
             format=format,
             capacity=chain[0].size,
-            allocation=path.stat().st_blocks * 512,  # stat(2): in units of 512 bytes whatever the file system
-            backing=chain[1].path if len(chain) > 1 else None,
+            allocation=facts.st_blocks * 512,  # stat(2): in units of 512 bytes whatever the file system
+            physical=facts.st_size,
+            backing=Backing(chain[1].path, chain[1].format) if len(chain) > 1 else None,
         )
 
     async def create(
-        self, name: str, capacity: int = 0, *, backing: Backing | None = None, preallocate: bool = False
+        self,
+        name: str,
+        capacity: int = 0,
+        *,
+        format: VolumeFormat | None = None,
+        backing: Backing | None = None,
+        preallocate: bool = False,
+        mode: int = 0o600,
+        owner: int = -1,
+        group: int = -1,
     ) -> Volume:
-        """Make a volume of `capacity` bytes; the name says the format. With `backing`, 0 means its size.
+        """Make a volume of `capacity` bytes. Without `format` the name says it; one that differs from that
+        must be among `formats` afterwards, too. With `backing`, capacity 0 means its size.
 
         Raises EXISTS, INVALID (size, name, backing), NO_SPACE.
         """
-        path = self._path(name)
-        format = format_of(name)
+        path = self.place(name)
+        format = format or format_of(name)
         self.info()
         if path.exists():
-            raise self._exists(name)
+            raise self.exists(name)
         if backing is not None:
             if format is not VolumeFormat.QCOW2:
                 raise NicagentError(
@@ -132,33 +160,38 @@ class DirectoryPool:
                 f"volume {name}: {capacity} bytes is no size for a disk",
                 f"give a multiple of {volume.SECTOR}",
             )
-        async with self._partial(name) as partial:
+        async with self.partial(name) as partial:
             if format is VolumeFormat.RAW:
-                await asyncio.to_thread(_make_raw, partial, capacity, preallocate)
+                await in_thread(_make_raw, partial, capacity, preallocate)
             else:
                 await _make_qcow2(partial, capacity, backing, preallocate)
-            await asyncio.to_thread(_publish, partial, path)
+            await in_thread(_give_rights, partial, mode, owner, group)
+            await in_thread(publish, partial, path)
         return self.look_up(name)
 
     def delete(self, name: str) -> None:
         """Remove a volume. Raises NOT_FOUND. Whether a domain still uses it is the caller's to know."""
-        path = self._path(name)
+        path = self.place(name)
         try:
             if not stat.S_ISREG(path.lstat().st_mode):
                 raise NicagentError(Kind.INVALID, f"{path} is not a volume", "remove it by hand")
             path.unlink()
         except FileNotFoundError:
-            raise NicagentError(
-                Kind.NOT_FOUND, f"pool {self.name} has no volume {name}", "list the pool's volumes"
-            ) from None
+            raise self.missing_volume(name) from None
+        sync(self.path)
+
+    def unfinished(self, prefix: str) -> tuple[Path, ...]:
+        """What a death of this agent has left of such a kind."""
+        return tuple(self.path.glob(f"{prefix}{self.owner}-*")) if self.owner else ()
 
     @contextlib.asynccontextmanager
-    async def _partial(self, name: str) -> AsyncIterator[Path]:
-        partial = self.path / f"{PARTIAL_PREFIX}{secrets.token_hex(6)}"
+    async def partial(self, name: str) -> AsyncIterator[Path]:
+        """Where to make what is to become volume `name`; what is left there is removed at the end."""
+        partial = self.path / f"{PARTIAL_PREFIX}{self.owner}-{secrets.token_hex(6)}"
         try:
             yield partial
         except FileExistsError:
-            raise self._exists(name) from None
+            raise self.exists(name) from None
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise self._full(name) from None
@@ -172,7 +205,8 @@ class DirectoryPool:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """Where a volume of that name lies. Raises INVALID for a name that no volume can have."""
         if not NAME.fullmatch(name):
             raise NicagentError(
                 Kind.INVALID,
@@ -188,9 +222,20 @@ class DirectoryPool:
             "create or mount the directory",
         )
 
-    def _exists(self, name: str) -> NicagentError:
+    def missing_volume(self, name: str) -> NicagentError:
         return NicagentError(
-            Kind.EXISTS, f"pool {self.name} already has a volume {name}", "choose another name"
+            Kind.NOT_FOUND,
+            f"pool {self.name} has no volume {name}",
+            "list the pool's volumes",
+            of=Thing.VOLUME,
+        )
+
+    def exists(self, name: str) -> NicagentError:
+        return NicagentError(
+            Kind.EXISTS,
+            f"pool {self.name} already has a volume {name}",
+            "choose another name",
+            of=Thing.VOLUME,
         )
 
     def _full(self, name: str) -> NicagentError:
@@ -226,17 +271,23 @@ async def _make_qcow2(path: Path, capacity: int, backing: Backing | None, preall
     if preallocate:
         argv += ["-o", "preallocation=falloc"]
     await proc.run([*argv, str(path), str(capacity)], timeout=CREATE_SECONDS)
-    path.chmod(0o600)
 
 
-def _publish(partial: Path, path: Path) -> None:
+def _give_rights(path: Path, mode: int, owner: int, group: int) -> None:
+    if (owner, group) != (-1, -1):
+        os.chown(path, owner, group)
+    path.chmod(mode)
+
+
+def publish(partial: Path, path: Path) -> None:
     """Make a finished file durable and give it its name, unless that is taken (then FileExistsError)."""
-    _sync(partial)
+    sync(partial)
     os.link(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's or a directory's content durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -65,7 +65,7 @@ class BlockEngine:
         self._qmp = run / "qmp.sock"
         self._ready = run / "qsd.ready"
         self._unpublished = nbd.with_name(nbd.name + ".new")
-        self._pools = tuple(pools)
+        self._pools = pools  # those of the moment: clients define more
         for path in (self._qmp, self._unpublished):
             check_socket_path(path)
 

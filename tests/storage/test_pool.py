@@ -50,11 +50,8 @@ async def test_a_raw_volume_is_sparse_unless_asked_otherwise(pool: DirectoryPool
 async def test_a_qcow2_volume_stands_on_its_backing_file(pool: DirectoryPool) -> None:
     base = await pool.create("base", 4 * MIB)
     overlay = await pool.create("over.qcow2", backing=Backing(base.path, base.format))
-    assert (overlay.format, overlay.capacity, overlay.backing) == (
-        VolumeFormat.QCOW2,
-        4 * MIB,
-        base.path.resolve(),
-    )
+    stands_on = Backing(base.path.resolve(), VolumeFormat.RAW)
+    assert (overlay.format, overlay.capacity, overlay.backing) == (VolumeFormat.QCOW2, 4 * MIB, stands_on)
     assert overlay.allocation < MIB
     assert pool.look_up("over.qcow2") == overlay
 
