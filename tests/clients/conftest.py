@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,25 @@ def conn(agent: Served) -> Iterator[Any]:
     conn = libvirt.open(agent.uri)
     yield conn
     conn.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[None]:
+    """libvirt's own event loop in a thread, as nova and kvmagent run it."""
+    libvirt.virEventRegisterDefaultImpl()
+    ending = threading.Event()
+
+    def turn() -> None:
+        timer = libvirt.virEventAddTimeout(50, lambda *_: None, None)
+        while not ending.is_set():
+            libvirt.virEventRunDefaultImpl()
+        libvirt.virEventRemoveTimeout(timer)
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    yield
+    ending.set()
+    thread.join(10)
 
 
 def qemu_uri(served: Served) -> str:
