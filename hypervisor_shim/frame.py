@@ -9,7 +9,7 @@ from enum import IntEnum
 from struct import Struct
 
 from hypervisor_shim.errors import LibvirtError
-from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, UUID, Optional, Record
+from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, UUID, Optional, Record, XdrError
 
 HEADER = Struct(">7I")  # length, program, version, procedure, type, serial, status
 HEADER_SIZE = HEADER.size  # 28
@@ -56,6 +56,7 @@ _ERROR = Record(
     OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, INT, INT, Optional(NONNULL_NETWORK),
 )  # fmt: skip
 _LEVEL_ERROR = 2
+_MESSAGE_MAX = 16_384  # characters of an error's message
 
 
 def packet(
@@ -67,16 +68,25 @@ def packet(
 
 def error_body(error: LibvirtError) -> bytes:
     """The body of an error reply. The two strings behind the message are, as libvirtd fills them, the message
-    with a %s for its detail, and the detail."""
-    detail = error.message if error.detail is None else error.detail
-    pattern = error.message.removesuffix(detail) + "%s"
+    with a %s for its detail, and the detail. A message that quotes what a client sent is cut to a size that
+    always fits."""
+    message = _cut(error.message)
+    detail = message if error.detail is None else _cut(error.detail)
+    pattern = message.removesuffix(detail) + "%s"
     code, origin = error.code, error.origin
     out: list[bytes] = []
-    _ERROR.write((code, origin, error.message, _LEVEL_ERROR, None, pattern, detail, None, -1, -1, None), out)
+    _ERROR.write((code, origin, message, _LEVEL_ERROR, None, pattern, detail, None, -1, -1, None), out)
     return b"".join(out)
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= _MESSAGE_MAX else text[: _MESSAGE_MAX - 1] + "…"
+
+
 def read_error(body: bytes) -> tuple[int, int, str | None]:
-    """Code, origin and message of an error body (for clients and tests)."""
-    (code, origin, message, *_), _ = _ERROR.read(body, 0, len(body))
+    """Code, origin and message of an error body (for clients and tests). XdrError if it is anything else, or
+    has anything behind it."""
+    (code, origin, message, *_), behind = _ERROR.read(body, 0, len(body))
+    if behind != len(body):
+        raise XdrError(f"{len(body) - behind} bytes behind an error")
     return code, origin, message

@@ -82,7 +82,7 @@ class Arguments:
     def encoded(self) -> bytes:
         """Now and then cut short, or with a length that lies."""
         source = self._source
-        whole = b"" if self._args is None else self._encode(self._args)
+        whole = b"" if self._args is None else self.of(self._args)
         if source.one_in(12):
             whole = whole[: source.below(len(whole) + 1)]
         if source.one_in(12):
@@ -90,7 +90,8 @@ class Arguments:
             whole = whole[:at] + number(source.pick(_NUMBERS)) + whole[at + 4 :]
         return whole
 
-    def _encode(self, codec: Codec) -> bytes:
+    def of(self, codec: Codec) -> bytes:
+        """One value's bytes."""
         for kind in type(codec).__mro__:
             if kind in self._encoders:
                 return self._encoders[kind](codec)
@@ -129,14 +130,14 @@ class Arguments:
         return text(self._source.blob())
 
     def _optional(self, codec: Optional) -> bytes:
-        return number(0) if self._source.one_in(3) else number(1) + self._encode(codec.inner)
+        return number(0) if self._source.one_in(3) else number(1) + self.of(codec.inner)
 
     def _array(self, codec: Array) -> bytes:
         count = self._source.below(ITEMS_MAX)
-        return number(count) + b"".join(self._encode(codec.inner) for _ in range(count))
+        return number(count) + b"".join(self.of(codec.inner) for _ in range(count))
 
     def _record(self, codec: Record) -> bytes:
-        return b"".join(map(self._encode, codec.members))
+        return b"".join(map(self.of, codec.members))
 
     def _domain(self, codec: DomainRef) -> bytes:
         source = self._source

@@ -107,9 +107,10 @@ class Rig:
         self.driver = MemoryDriver()
         self.names: list[str] = []  # that answers have told in this run, the latest at the end
         self.uuids: list[bytes] = []
+        self.ran: list[int] = []  # procedures whose handlers the last call entered
+        self.codes: list[int] = []  # of the answers it got
         self._clients: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._entered: list[int] = []
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, context: self._complaints.heard.append(str(context)))
         self._complaints = _Complaints()
@@ -188,11 +189,6 @@ class Rig:
             for each in value:
                 self.learn(each)
 
-    def entered(self) -> list[int]:
-        """The procedures whose handlers ran since the last question."""
-        found, self._entered = self._entered, []
-        return found
-
     def _watched(self) -> Tables:
         rows = []
         for table in make_tables().by_program.values():
@@ -204,7 +200,7 @@ class Rig:
 
     def _watching(self, row: Procedure) -> Callable[..., Any]:
         def enter(session: Session, *arguments: Any) -> Any:
-            self._entered.append(row.number)
+            self.ran.append(row.number)
             if session.caller.read_only and not row.read_only and row.phase is Phase.OPENED:
                 raise Violation(f"{row.api} ran for a client that may only read")
             return row.handler(session, *arguments)
@@ -247,16 +243,15 @@ class Client:
         """Send a call, wait for what comes of it; its serial."""
         self._serial += 1
         used = serial or self._serial
-        self._rig.entered()
+        self._rig.ran.clear(), self._rig.codes.clear()
         await self.feed(packet(program, 1, number, Type.CALL, used, Status.OK, body))
         await self.settle()
         self._check_entered(program, number, body)
         return used
 
     def _check_entered(self, program: int, number: int, body: bytes) -> None:
-        entered = self._rig.entered()
         row = self._rig.rows.get((program, number))
-        if row is None or row.args is None or not entered:
+        if row is None or row.args is None or not self._rig.ran:
             return
         try:
             row.args.read(body, 0, len(body))
@@ -283,8 +278,9 @@ class Client:
             body = said[pos + HEADER_SIZE : pos + size]
             pos += size
             if type_ == Type.REPLY and status == Status.ERROR:
-                read_error(body)
+                self._rig.codes.append(read_error(body)[0])
             elif type_ == Type.REPLY:
+                self._rig.codes.append(0)
                 self._rig.learn(_checked_reply(self._rig.rows[program, number], body))
 
 

@@ -134,7 +134,8 @@ def _codecs(data: bytes) -> None:
 # ---- documents -------------------------------------------------------------------------------------------
 
 
-def _parsers() -> dict[str, Callable[[str], object]]:
+def parsers() -> dict[str, Callable[[str], object]]:
+    """Every function that makes something of a text."""
     found: dict[str, Callable[[str], object]] = {}
     for module in pkgutil.iter_modules(hypervisor_shim.xml.__path__, "hypervisor_shim.xml."):
         for name, function in vars(importlib.import_module(module.name)).items():
@@ -163,5 +164,5 @@ def targets() -> dict[str, Target]:
         "streams": lambda data: _rig().run(_streams, data),
         "codecs": _codecs,
     }
-    found.update({name: partial(_parse, parser, name) for name, parser in sorted(_parsers().items())})
+    found.update({name: partial(_parse, parser, name) for name, parser in sorted(parsers().items())})
     return found

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hypervisor_shim.frame import Program
 from hypervisor_shim.procedure_names import CENSUS
 from hypervisor_shim.server import make_tables
+
+from . import test_hostile_clients
 
 #: Called by no function of their own: the rest of the handshake, and a connection that asks for its name.
 _BY_NOBODY = {2, 67, 68, 69, 70, 110}
@@ -66,3 +69,13 @@ def test_rows_carry_the_name_of_the_census() -> None:
 def test_names_are_names() -> None:
     for table in CENSUS.values():
         assert all(re.fullmatch(r"vir[A-Z][A-Za-z0-9]+", name) for name in table.values())
+
+
+def test_every_class_of_attack_has_the_tests_that_it_names() -> None:
+    """The list in test_hostile_clients.py is not a wish."""
+    folder = Path(__file__).parent
+    listed = re.findall(r"\b(?:R |C )?([a-z0-9]+(?:_[a-z0-9]+){3,})\b", test_hostile_clients.__doc__ or "")
+    source = "".join(path.read_text() for path in folder.glob("test_hostile_*.py"))
+    names = [name for name in listed if not name.startswith("test_")]
+    assert len(names) > 20
+    assert not [name for name in names if f"def test_{name}(" not in source]

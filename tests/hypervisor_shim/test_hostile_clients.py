@@ -1,4 +1,51 @@
-"""Clients that mean harm, by the classes of bug libvirt itself has had. No input ends the server."""
+"""Clients that mean harm, by the classes of bug libvirt itself has had. No input ends the server.
+
+Each class and its tests. R: test_hostile_rows.py (every procedure that is served); C: test_hostile_crowds.py
+(many clients, a server process of its own); here otherwise. `tests/fuzz` looks for what has no name yet.
+
+lengths before allocation (CVE-2024-2494, CVE-2011-2511)
+    R lengths_and_counts_that_lie_allocate_nothing, a_length_out_of_bounds_closes_the_connection
+nparams of 0, or that lies (CVE-2012-3445)
+    R nparams_may_be_nothing_and_may_not_lie, a_maximum_of_minus_one_or_zero_is_an_error_or_empty
+event numbers as calls (CVE-2012-4423)
+    R numbers_that_are_no_calls_are_refused_in_every_program
+unbounded lists (CVE-2013-4292)
+    R lists_are_bounded_whatever_is_in_them
+reply data on the error path (CVE-2013-4296)
+    R an_error_carries_no_part_of_an_answer
+message reuse before auth (CVE-2013-0170)
+    R before_open_no_handler_is_entered
+close during keepalive (CVE-2014-1447) and during events (CVE-2013-4399)
+    closing_in_the_midst_of_events_and_pings_harms_nobody
+leak of descriptors (CVE-2013-1962)
+    C descriptors_and_memory_are_given_back, C a_thousand_who_hang_up_at_once_cost_nothing
+read-only bypass (CVE-2011-1146, CVE-2019-10161)
+    R a_reader_may_call_nothing_that_is_not_marked_for_readers
+event delivery without rights (CVE-2014-0028)
+    a_reader_hears_of_what_it_asked_for_and_cannot_act; with rules of access: test_access.py
+XML external entities in every argument (CVE-2014-5177), billion laughs
+    R no_text_of_any_call_reads_a_file_calls_an_address_or_laughs,
+    R every_parser_of_documents_refuses_what_declares_a_type, xml_that_means_harm_is_refused
+undecodable calls that act
+    R arguments_cut_short_are_refused_and_nothing_acts
+slow-loris frames
+    C a_thousand_slow_loris_clients_leave_a_good_one_its_speed, a_packet_that_never_ends_is_dropped
+a thousand half-open connections
+    C a_thousand_that_never_open_delay_a_newcomer_and_do_not_keep_him_out
+a 32 MiB frame on each of many
+    C a_frame_of_32_mib_from_each_of_many_is_bounded_together,
+    C whole_frames_of_32_mib_are_taken_answered_and_given_back
+dear calls by the thousand
+    C one_who_asks_for_everything_at_once_lets_others_have_their_turn
+a stream never finished
+    streams_never_finished_end_with_their_client
+a reader that never reads
+    C readers_that_never_read_do_not_slow_the_one_who_does,
+    a_reader_that_never_reads_is_stopped_and_then_dropped, a_client_that_does_not_read_its_events_is_dropped
+names that are not UTF-8
+    R names_that_are_not_utf_8_match_nothing_and_harm_nobody,
+    R an_error_that_quotes_a_name_of_four_mebibytes_fits
+"""
 
 from __future__ import annotations
 
@@ -167,6 +214,18 @@ def test_closing_in_the_midst_of_events_and_pings_harms_nobody(served: Served) -
     alive_again = RawClient(served.path).open()
     assert alive_again.call(XML, domain() + number(0)).code == 0
     alive_again.close()
+
+
+def test_a_reader_hears_of_what_it_asked_for_and_cannot_act(served: Served) -> None:
+    """CVE-2014-0028 is about who may hear: a reader hears of domains he may read, and of nothing unasked."""
+    with RawClient(served.read_only_path) as reader, RawClient(served.read_only_path) as unasked:
+        reader.open(), unasked.open()
+        assert reader.call(316, number(0) + number(0)).code == 0
+        assert reader.call(12, domain()).code == 29
+        with RawClient(served.path) as actor:
+            assert actor.open().call(12, domain()).code == 0
+        assert reader.receive().procedure == 318
+        assert unasked.silent(0.1)
 
 
 @pytest.mark.parametrize(
