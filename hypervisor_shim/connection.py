@@ -94,7 +94,6 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
         self._stopped = False
         self._streams: dict[int, Stream] = {}
-        self._pumps: set[asyncio.Task[None]] = set()
         self._heard = True
         self._unanswered = 0
         self._keepalive_timer: asyncio.TimerHandle | None = None
@@ -168,8 +167,8 @@ class Connection(asyncio.BufferedProtocol):
         for timer in (self._keepalive_timer, self._deadline, self._stall_timer):
             if timer:
                 timer.cancel()
-        for pump in self._pumps:
-            pump.cancel()
+        for stream in self._streams.values():
+            stream.abandon()
         self._home.gone(self)
 
     # ---- packets in ------------------------------------------------------------------------------
@@ -292,9 +291,7 @@ class Connection(asyncio.BufferedProtocol):
         )
         self._streams[serial] = stream
         self._send([entry.reply(opened.value, serial)])
-        pump = self._home.spawn(self._pump(stream))
-        self._pumps.add(pump)
-        pump.add_done_callback(self._pumps.discard)
+        self._home.spawn(self._pump(stream))
 
     async def _pump(self, stream: Stream) -> None:
         try:

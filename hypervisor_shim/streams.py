@@ -21,7 +21,7 @@ from hypervisor_shim.xdr import HYPER, UINT, Record, XdrError
 
 log = logging.getLogger(__name__)
 
-INBOUND_MAX = 256 * 1024  # bytes a source has not taken yet, before the socket is no longer read
+INBOUND_MAX = 1024 * 1024  # bytes a source has not taken yet, before the socket is no longer read
 PIECES_MAX = 1024  # packets, however small, likewise: a hole takes no bytes
 STREAMS_MAX = 16  # open at once, per client
 _HOLE = Record(HYPER, UINT)  # length, flags (none are known)
@@ -94,6 +94,10 @@ class Stream:
     def _full(self) -> bool:
         return self._inbound_size > INBOUND_MAX or len(self._inbound) > PIECES_MAX
 
+    def abandon(self) -> None:
+        """The client is gone: `run` ends, and closes the source, without a word."""
+        self._over.set()
+
     async def run(self) -> None:
         """Carry bytes both ways until the client finishes or aborts, or the source fails. Closes it."""
         carriers = [asyncio.create_task(self._outward()), asyncio.create_task(self._inward())]
@@ -109,8 +113,10 @@ class Stream:
             self._hold(False)
             for task in (over, *carriers):
                 task.cancel()
-            await asyncio.gather(over, *carriers, return_exceptions=True)
-            await self._source.close()
+            try:
+                await asyncio.gather(over, *carriers, return_exceptions=True)
+            finally:
+                await self._source.close()
 
     def _fail(self, cause: BaseException | None) -> None:
         if not isinstance(cause, LibvirtError):

@@ -341,7 +341,7 @@ class _Taking:
     ) -> None:
         self._upload = upload
         self._finished = finished
-        self._closed = closed
+        self._closed: Callable[[], None] | None = closed  # None once it was called
         self._over = asyncio.Event()
 
     async def read(self, limit: int) -> bytes:
@@ -359,6 +359,7 @@ class _Taking:
     async def finish(self) -> None:
         with translated(Origin.STORAGE):
             await self._upload.finish()
+            self._free()  # the client may go on with the volume as soon as it is told
             await self._finished()
 
     async def close(self) -> None:
@@ -366,7 +367,12 @@ class _Taking:
         try:
             await self._upload.close()
         finally:
-            self._closed()
+            self._free()
+
+    def _free(self) -> None:
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
 
 
 class _Giving:

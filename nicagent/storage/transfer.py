@@ -82,9 +82,8 @@ class Upload:
         """Begin to write what was taken, once the write before has ended."""
         await self._flushed()
         if self._kept:
-            data, at = bytes(self._kept), self._position
+            data, self._kept, at = self._kept, bytearray(), self._position
             self._position += len(data)
-            self._kept.clear()
             self._flushing = asyncio.create_task(in_thread(self._write, data, at))
 
     async def _flushed(self) -> None:
@@ -93,7 +92,7 @@ class Upload:
             with self._told():
                 await task
 
-    def _write(self, data: bytes, at: int) -> None:
+    def _write(self, data: bytearray, at: int) -> None:
         view = memoryview(data)
         while view:
             done = os.pwrite(self._descriptor, view, at)

@@ -43,3 +43,9 @@ def test_a_running_host_survives_whatever_happens_to_its_agent() -> None:
 @pytest.mark.timeout(240)
 def test_mistakes_and_broken_things_are_told_in_a_sentence() -> None:
     run_inside("test_errors.py", 220)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+def test_volumes_are_whole_whatever_happens_to_the_agent() -> None:
+    run_inside("test_pools.py", 110)
