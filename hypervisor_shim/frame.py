@@ -9,7 +9,7 @@ from enum import IntEnum
 from struct import Struct
 
 from hypervisor_shim.errors import LibvirtError
-from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, UUID, Optional, Record, XdrError
+from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, UUID, Optional, Record, Remembered, XdrError
 
 HEADER = Struct(">7I")  # length, program, version, procedure, type, serial, status
 HEADER_SIZE = HEADER.size  # 28
@@ -46,7 +46,7 @@ class Keepalive(IntEnum):
     PONG = 2
 
 
-NONNULL_DOMAIN = Record(TEXT, UUID, INT)  # name, uuid, id
+NONNULL_DOMAIN = Remembered(TEXT, UUID, INT)  # name, uuid, id
 NONNULL_NETWORK = Record(TEXT, UUID)  # pools, filters have the same shape
 NONNULL_SECRET = Record(UUID, INT, TEXT)  # uuid, usage type, usage id
 

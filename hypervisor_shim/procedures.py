@@ -15,7 +15,7 @@ from typing import Any
 from hypervisor_shim.access import Right, denied, guarded, needed
 from hypervisor_shim.audit import finder, is_audited
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
-from hypervisor_shim.frame import HEADER, HEADER_SIZE, Program, Status, Type
+from hypervisor_shim.frame import HEADER, HEADER_SIZE, Program, Status
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import Codec, Record, XdrError
 
@@ -117,14 +117,13 @@ def _compile_reply(row: Procedure) -> Reply:
     write, header = codec.write, HEADER.pack
 
     def reply(result: Any, serial: int) -> bytes:
-        out = [b""]
+        out: list[bytes] = []
         try:
             write(result, out)
         except XdrError as too_big:
             raise rpc_error(f"The answer does not fit a packet: {too_big}") from too_big
-        size = HEADER_SIZE + sum(map(len, out))
-        out[0] = header(size, program, 1, number, Type.REPLY, serial, Status.OK)
-        return b"".join(out)
+        body = b"".join(out)
+        return header(HEADER_SIZE + len(body), program, 1, number, 1, serial, 0) + body
 
     return reply
 

@@ -11,8 +11,9 @@ a list of none or one; a typed parameter's union tag is 1..7.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import Any
 
@@ -39,6 +40,12 @@ class Codec(ABC):
     @abstractmethod
     def write(self, value: Any, out: list[bytes]) -> None:
         """Append the value's bytes."""
+
+    def write_many(self, values: Iterable[Any], out: list[bytes]) -> None:
+        """Append the bytes of each: what long lists are written with."""
+        write = self.write
+        for value in values:
+            write(value, out)
 
 
 class Scalar(Codec):
@@ -166,8 +173,7 @@ class Array(Codec):
         if len(value) > self.limit:
             raise XdrError(f"a list of {len(value)} does not fit a field of at most {self.limit}")
         out.append(_U32.pack(len(value)))
-        for member in value:
-            self.inner.write(member, out)
+        self.inner.write_many(value, out)
 
 
 class WideChars(Codec):
@@ -219,6 +225,7 @@ class Record(Codec):
 
     def __init__(self, *members: Codec) -> None:
         self.members = members
+        self._writes = [member.write for member in members]
         formats = [member.fixed for member in members]
         if all(formats):
             self.fixed = "".join(f for f in formats if f)
@@ -240,8 +247,28 @@ class Record(Codec):
         if self.fixed is not None:
             out.append(self._struct.pack(*value))
             return
-        for member, v in zip(self.members, value, strict=True):
-            member.write(v, out)
+        for write, v in zip(self._writes, value, strict=True):
+            write(v, out)
+
+
+class Remembered(Record):
+    """A struct whose values come again and again, such as the references in a listing: how each is written is
+    kept, for as many as one list can hold. Its values are tuples of hashable members."""
+
+    def __init__(self, *members: Codec) -> None:
+        super().__init__(*members)
+        self._bytes = lru_cache(maxsize=LIST_MAX)(self._encoded)
+
+    def _encoded(self, value: tuple[Any, ...]) -> bytes:
+        out: list[bytes] = []
+        super().write(value, out)
+        return b"".join(out)
+
+    def write(self, value: Any, out: list[bytes]) -> None:
+        out.append(self._bytes(value))
+
+    def write_many(self, values: Iterable[Any], out: list[bytes]) -> None:
+        out.extend(map(self._bytes, values))
 
 
 INT = Scalar("i")
@@ -309,10 +336,26 @@ class TypedParam(Codec):
         return (name, tag, value), pos
 
     def write(self, value: tuple[str, int, Any], out: list[bytes]) -> None:
-        name, tag, inner = value
-        TEXT.write(name, out)
-        INT.write(tag, out)
-        _ARMS[tag].write(inner, out)
+        self.write_many((value,), out)
+
+    def write_many(self, values: Iterable[tuple[str, int, Any]], out: list[bytes]) -> None:
+        for name, tag, inner in values:
+            head, pack = _param_head(name, tag)
+            if pack is not None:
+                out.append(pack(head, inner))
+            else:
+                out.append(head)
+                TEXT.write(inner, out)
+
+
+@lru_cache(maxsize=4096)
+def _param_head(name: str, tag: int) -> tuple[bytes, Callable[[bytes, Any], bytes] | None]:
+    """What stands before a value, and how to write both at once where the value is a number."""
+    out: list[bytes] = []
+    TEXT.write(name, out)
+    INT.write(tag, out)
+    head, arm = b"".join(out), _ARMS[tag]
+    return head, (Struct(f">{len(head)}s{arm.fixed}").pack if arm.fixed is not None else None)
 
 
 TYPED_PARAM = TypedParam()

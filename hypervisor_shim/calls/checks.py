@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypervisor_shim.driver import DomainInfo, Impact, State
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain, not_running
 from hypervisor_shim.session import Session
@@ -46,9 +48,7 @@ def impact_of(info: DomainInfo, flags: int, function: str) -> Impact:
     return impact
 
 
-#: Filters of virConnectListAllDomains: pairs of bits; a group with neither or both bits set filters nothing.
-#: (bits that want it, bits that want its opposite, test); the groups of what is never there test False.
-_OTHER_STATES = frozenset((State.NOSTATE, State.BLOCKED, State.SHUTDOWN, State.CRASHED, State.PMSUSPENDED))
+#: Filters of virConnectListAllDomains: groups of bits; one with none or all of its bits set filters nothing.
 _ACTIVE, _INACTIVE, _PERSISTENT, _TRANSIENT = 1, 2, 4, 8
 _RUNNING, _PAUSED, _SHUTOFF, _OTHER = 16, 32, 64, 128
 _MANAGED_SAVE, _NO_MANAGED_SAVE, _AUTOSTART, _NO_AUTOSTART = 256, 512, 1024, 2048
@@ -56,7 +56,15 @@ _SNAPSHOT, _NO_SNAPSHOT, _CHECKPOINT, _NO_CHECKPOINT = 4096, 8192, 16384, 32768
 LIST_FLAGS = 0xFFFF
 
 
-def matches(info: DomainInfo, flags: int) -> bool:
+def selected(infos: Iterable[DomainInfo], flags: int) -> list[DomainInfo]:
+    """Those that a listing with these flags shows."""
+    groups = [flags & group for group in _GROUPS if 0 < flags & group < group]
+    if not groups:
+        return list(infos)
+    return [info for info in infos if _matches(info, groups)]
+
+
+def _matches(info: DomainInfo, groups: list[int]) -> bool:
     facts = _ACTIVE if info.active else _INACTIVE
     facts |= _PERSISTENT if info.persistent else _TRANSIENT
     facts |= _AUTOSTART if info.autostart else _NO_AUTOSTART
@@ -70,7 +78,7 @@ def matches(info: DomainInfo, flags: int) -> bool:
         facts |= _SHUTOFF
     else:
         facts |= _OTHER
-    return all(not flags & group or flags & group & facts for group in _GROUPS)
+    return all(wanted & facts for wanted in groups)
 
 
 _GROUPS = (

@@ -12,7 +12,7 @@ from hypervisor_shim.calls.checks import (
     find_domain,
     impact_of,
     known_flags,
-    matches,
+    selected,
 )
 from hypervisor_shim.driver import (
     ByteStream,
@@ -111,7 +111,7 @@ def _count_defined(session: Session) -> int:
 
 def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[Any], int]:
     known_flags(flags, LIST_FLAGS, "virConnectListAllDomains")
-    found = [info for info in session.driver.domains() if matches(info, flags)]
+    found = selected(session.driver.domains(), flags)
     if len(found) > LIST_MAX:
         raise rpc_error(f"Too many domains '{len(found)}' for limit '{LIST_MAX}'")
     return ([domain_value(info) for info in found] if need_results else []), len(found)

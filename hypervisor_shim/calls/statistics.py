@@ -11,8 +11,8 @@ from hypervisor_shim.calls.checks import (
     Ref,
     find_domain,
     known_flags,
-    matches,
     running_domain,
+    selected,
 )
 from hypervisor_shim.driver import DomainInfo, served
 from hypervisor_shim.driver.statistics import (
@@ -324,15 +324,15 @@ async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) 
     if refs:
         infos = [info for ref in refs if (info := driver.domain(ref[0])) is not None]
     else:
-        infos = [info for info in driver.domains() if matches(info, bits & LIST_FLAGS)]
+        infos = selected(driver.domains(), bits & LIST_FLAGS)
     known = {}
     if driver.statistics is not None and wanted != Groups.STATE:
         uuids = [info.uuid for info in infos]
         known = dict(await driver.statistics.counters(uuids, wait=not bits & _NOWAIT))
-    found = []
+    found, telling = [], [tell for group, tell in _GROUPS if wanted & group]
     for info in infos:
         counters = known.get(info.uuid, _NOTHING)
-        params = [p for group, tell in _GROUPS if wanted & group for p in tell(info, counters)]
+        params = [param for tell in telling for param in tell(info, counters)]
         found.append((domain_value(info), params))
     return found
 
