@@ -1,5 +1,5 @@
-"""Pools and volumes of a live agent, by stock virsh: what is acknowledged survives a SIGKILL, what is not leaves
-no trace, and nothing is changed under a host that runs.
+"""Pools and volumes of a live agent, by stock virsh: what is acknowledged survives a SIGKILL, what is not
+leaves no trace, and nothing is changed under a host that runs.
 """
 
 from __future__ import annotations
