@@ -23,6 +23,8 @@ from nicagent.config import Config, Host
 from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
+from nicagent.inventories import Inventories
+from nicagent.keyring import Keyring
 from nicagent.model import Disk, Export, Initiator, Transport
 from nicagent.network.contract import NetworkDriver
 from nicagent.northbound.api import ControlFace
@@ -84,7 +86,15 @@ async def _serve(
     sockets: Mapping[str, Sequence[socket.socket]],
 ) -> None:
     links = provision_links(config)
-    provisioner = Provisioner(run_dir / "provision", Path(config.agent.artefacts)) if links else None
+    inventories = Inventories({name: host.inventory for name, host in config.hosts.items()}, store)
+    keyring = Keyring(store)
+    await inventories.load()
+    await keyring.load()
+    provisioner = (
+        Provisioner(run_dir / "provision", Path(config.agent.artefacts), inventories.report)
+        if links
+        else None
+    )
     segments = Segments(config, store)
     await segments.load(_boot_id(), await _segments_in_use(store))
     network = _make_network(config, segments, run_dir)
@@ -122,7 +132,9 @@ async def _serve(
 
     control = ControlFace(controller, consoles)
     volumes = Volumes(pools, functools.partial(running_disks, controller))
-    libvirt = LibvirtFace(config, controller, segments, pools, volumes, consoles, host_uuid, sockets)
+    libvirt = LibvirtFace(
+        config, controller, segments, pools, volumes, consoles, host_uuid, sockets, inventories, keyring
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

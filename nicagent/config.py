@@ -18,7 +18,9 @@ import msgspec
 from msgspec import Meta
 
 from nicagent.errors import Kind, NicagentError
+from nicagent.inventory import Inventory, contradictions
 from nicagent.model import Transport
+from nicagent.strict import Strict as Strict
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 MAC = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"
@@ -31,10 +33,6 @@ TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 Vni = Annotated[int, Meta(ge=1, le=(1 << 24) - 1)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 Wrong = Callable[[str, str, str], NicagentError]  # key, what is wrong, hint → the error to raise
-
-
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the file: unknown keys are refused."""
 
 
 class Line(Strict, frozen=True, kw_only=True):
@@ -120,6 +118,7 @@ class Host(Strict, frozen=True, kw_only=True):
     cpus: Annotated[int, Meta(ge=1, le=4096)] = 1
     cpu_model: str = "x86_64"
     arch: str = "x86_64"
+    inventory: Inventory = Inventory()  # what it is made of, as far as stage-1 does not tell
     pgood_seconds: Seconds = 8.0  # power-good must follow a power-on within this
     shutdown_seconds: Seconds = 300.0  # a graceful shutdown may take this long; then it is reported failed
 
@@ -207,8 +206,8 @@ class Config(Strict, frozen=True, kw_only=True):
     hosts: dict[Name, Host]
     agent: Agent = Agent()
     libvirt: Libvirt = Libvirt()
-    pools: dict[Name, Pool] = {}
-    segments: dict[Name, Segment] = {}
+    pools: dict[Name, Pool] = msgspec.field(default_factory=dict)
+    segments: dict[Name, Segment] = msgspec.field(default_factory=dict)
     overlay: Overlay | None = None
 
 
@@ -422,6 +421,21 @@ def _check_host(name: str, host: Host, devices: dict[str, str], wrong: Wrong) ->
         _check_provision(key, host.provision, wrong)
     if isinstance(host.power, GpioPower):
         _check_lines(key, host.power, wrong)
+    _check_inventory(key, host, wrong)
+
+
+def _check_inventory(key: str, host: Host, wrong: Wrong) -> None:
+    for part, what in contradictions(host.inventory):
+        raise wrong(f"{key}.inventory.{part}", what, "each device once, below its own bridge")
+    cpu = host.inventory.cpu
+    threads = (cpu.sockets or 1) * (cpu.cores or 1) * (cpu.threads or 1)
+    declared = any(each is not None for each in (cpu.sockets, cpu.cores, cpu.threads))
+    if declared and threads != host.cpus:
+        raise wrong(
+            f"{key}.inventory.cpu",
+            f"sockets × cores × threads are {threads}, not the host's {host.cpus} cpus",
+            "mend one of them",
+        )
 
 
 def _check_provision(key: str, link: Provision, wrong: Wrong) -> None:

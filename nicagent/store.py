@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -315,11 +316,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     with contextlib.ExitStack() as on_failure:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Keys are in it. SQLite gives its journals the rights that the file itself has.
+            # (One that is there is not opened here: closing it would drop the locks this process has on it.)
+            if path.exists():
+                path.chmod(0o600)
+            else:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             db = sqlite3.connect(path, timeout=2.0, check_same_thread=False)
             on_failure.callback(db.close)
             db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one writer: a second agent fails here
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")  # a key that is forgotten is overwritten
             _migrate(db, path)
         except (OSError, sqlite3.DatabaseError) as e:
             raise _readable(e, path) from None

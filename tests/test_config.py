@@ -80,7 +80,7 @@ def keys(kind: type[Strict], prefix: str = "") -> Iterator[tuple[str, str]]:
             default = field.default if isinstance(field.default, inner) else None
             for key, text in keys(inner, path + below):
                 name = key.rpartition(".")[2]
-                if default is not None and hasattr(default, name):
+                if default is not None and key == f"{path}{below}{name}":
                     text = default_text_of(getattr(default, name))
                 yield key, text
 

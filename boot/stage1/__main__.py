@@ -16,7 +16,7 @@ OUT = CACHE / "boot"
 MODULES = ("virtio_pci", "virtio_net", "nvme_tcp", "crc32c_generic", "ext4", "vfat", "nls_ascii", "nls_cp437")
 OPTIONAL_MODULES = ("e1000e", "igb", "vmxnet3", "xfs", "btrfs")  # as far as this kernel has them
 BINARIES = ("kexec",)
-FILES = ("entry.sh", "bootentry.awk", "bls.awk", "overlay/nicagent")
+FILES = ("entry.sh", "bootentry.awk", "bls.awk", "inventory.sh", "inventory.awk", "overlay/nicagent")
 
 
 def stage1() -> Path:

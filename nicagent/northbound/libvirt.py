@@ -36,6 +36,8 @@ from nicagent.config import Config
 from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import NicagentError
+from nicagent.inventories import Inventories
+from nicagent.keyring import Keyring
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_block import MetalBlock
@@ -43,6 +45,9 @@ from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed
 from nicagent.northbound.libvirt_network import MetalNetworks
+from nicagent.northbound.libvirt_node import MetalNode
+from nicagent.northbound.libvirt_nodedev import MetalNodeDevices
+from nicagent.northbound.libvirt_secret import MetalSecrets
 from nicagent.northbound.libvirt_storage import MetalStorage
 from nicagent.northbound.libvirt_words import cause_of, translated
 from nicagent.pools import Pools
@@ -64,6 +69,8 @@ class MetalDriver(Driver):
         volumes: Volumes,
         consoles: Mapping[str, SerialConsole],
         host_uuid: str,
+        inventories: Inventories,
+        keyring: Keyring,
     ) -> None:
         self._config = config
         self._controller = controller
@@ -73,8 +80,9 @@ class MetalDriver(Driver):
         self._by_name: dict[str, bytes] = {}
         self._sinks: list[EventSink] = []
         self._sessions: dict[bytes, list[ConsoleSession]] = {}
-        self._capabilities = machine_xml.capabilities(config, host_uuid)
-        self._node = machine_xml.node_info(config)
+        self._inventories = inventories
+        self._host_uuid = host_uuid
+        self._see_machines()
         for status in controller.domains():
             self._remember(status)
         self._unwatch = controller.watch(self._on_change)
@@ -83,13 +91,33 @@ class MetalDriver(Driver):
         self.block = self._block = MetalBlock(ground)
         self._networks = self.networks = MetalNetworks(segments, controller, self._publish)
         self.storage = self._storage = MetalStorage(pools, volumes, self._publish)
+        self.node = MetalNode(lambda: self._machines, self._free_hosts)
+        self._shown = MetalNodeDevices(lambda: self._machines, host_uuid, self._publish)
+        self.node_devices = self._shown
+        self.secrets = MetalSecrets(keyring, self._publish)
+        self._unwatch_inventories = inventories.watch(self._on_inventory)
 
     def close(self) -> None:
-        """Stop following the controller."""
+        """Stop following the controller and the inventories."""
         self._unwatch()
         self._block.close()
         self._networks.close()
         self._storage.close()
+        self._unwatch_inventories()
+
+    # ---- the machines
+
+    def _see_machines(self) -> None:
+        self._machines = machine_xml.machines(self._config, self._inventories)
+        self._capabilities = machine_xml.capabilities(self._machines, self._host_uuid)
+        self._node = machine_xml.node_info(self._machines)
+
+    def _on_inventory(self, host: str) -> None:
+        self._see_machines()
+        self._shown.refresh()
+
+    def _free_hosts(self) -> frozenset[str]:
+        return frozenset(each.name for each in self._controller.hosts() if each.domain is None)
 
     # ---- following the change stream
 
@@ -155,7 +183,10 @@ class MetalDriver(Driver):
     def domain_capabilities(
         self, emulator: str | None, arch: str | None, machine: str | None, virt_type: str | None
     ) -> str:
-        return machine_xml.domain_capabilities(self._config)
+        arches = [each.host.arch for each in self._machines]
+        if arch is not None and arch not in arches:
+            raise error(Code.INVALID_ARG, f"no host here has the architecture {arch}")
+        return machine_xml.domain_capabilities(self._machines, arch or arches[0])
 
     def domains(self) -> Iterable[DomainInfo]:
         return self._infos.values()

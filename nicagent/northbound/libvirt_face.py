@@ -21,6 +21,8 @@ from nicagent.config import Config
 from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
+from nicagent.inventories import Inventories
+from nicagent.keyring import Keyring
 from nicagent.northbound.libvirt import MetalDriver
 from nicagent.pools import Pools
 from nicagent.segments import Segments
@@ -51,10 +53,14 @@ class LibvirtFace:
         consoles: Mapping[str, SerialConsole],
         host_uuid: str,
         sockets: Mapping[str, Sequence[socket.socket]],
+        inventories: Inventories,
+        keyring: Keyring,
     ) -> None:
         self._config = config.libvirt
         self._sockets = sockets
-        self._driver = MetalDriver(config, controller, segments, pools, volumes, consoles, host_uuid)
+        self._driver = MetalDriver(
+            config, controller, segments, pools, volumes, consoles, host_uuid, inventories, keyring
+        )
         self._server = Server(self._driver, policy=policy(config.libvirt), audit=_audit)
 
     async def start(self) -> None:

@@ -1,32 +1,46 @@
-"""HTTP on one provision link: the host's iPXE script, rendered when asked for, and the files it names."""
+"""HTTP on one provision link: the host's iPXE script, rendered when asked for, the files it names, and what
+its stage-1 has to tell."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 from aiohttp import web
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.provision.contract import HTTP_PORT, ProvisionLink
+from nicagent.provision.contract import HTTP_PORT, REPORT_MAX, ProvisionLink
+
+REPORT_SECONDS = 10.0  # that a report may take to arrive
 
 
 class BootServer:
     """Bound to the agent's address of one link, for the one host at its other end."""
 
-    def __init__(self, link: ProvisionLink, files: Mapping[str, Path], script: Callable[[], str]) -> None:
-        """`files` may be fetched under their names; `script` renders the host's script of this moment."""
+    def __init__(
+        self,
+        link: ProvisionLink,
+        files: Mapping[str, Path],
+        script: Callable[[], str],
+        report: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """`files` may be fetched under their names; `script` renders the host's script of this moment;
+        `report` takes what the host tells of itself, and raises what is wrong with it."""
         self._link = link
         self._files = dict(files)
         self._script = script
+        self._report = report
+        self._reporting = asyncio.Lock()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
         """Listen. Raises UNAVAILABLE when the port is taken."""
-        app = web.Application(middlewares=[self._only_this_host], client_max_size=1024)
+        app = web.Application(middlewares=[self._only_this_host], client_max_size=REPORT_MAX)
         app.router.add_get("/boot/{name}", self._serve)
+        app.router.add_post("/report", self._take_report)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
         address = str(IPv4Interface(self._link.agent_address).ip)
@@ -66,3 +80,20 @@ class BootServer:
         if path is None or not path.is_file():
             raise web.HTTPNotFound
         return web.FileResponse(path)
+
+    async def _take_report(self, request: web.Request) -> web.StreamResponse:
+        """What stage-1 has found. From here on it is the host's word against nobody's: see `report`."""
+        if self._reporting.locked():
+            raise web.HTTPTooManyRequests
+        async with self._reporting:
+            try:
+                async with asyncio.timeout(REPORT_SECONDS):
+                    body = await request.read()
+            except TimeoutError:
+                raise web.HTTPRequestTimeout from None
+            try:
+                await self._report(body)
+            except NicagentError as refused:
+                status = web.HTTPConflict if refused.kind is Kind.WRONG_STATE else web.HTTPBadRequest
+                raise status(text=f"{refused}\n") from None
+        return web.Response(status=204)

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 HTTP_PORT = 8080  # on the agent's address of the link: scripts, kernel, initramfs
+REPORT_MAX = 256 * 1024  # bytes that a host's stage-1 may tell
 NVME_PORT = 4420  # NVMe/TCP, by custom
 DISCOVERY_PORT = 8009  # NVMe/TCP discovery, by custom
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -35,6 +36,8 @@ from nicagent.threads import in_thread
 ARTEFACTS = ("vmlinuz", "stage1.img")
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0  # between attempts at a link; doubled each time
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+Report = Callable[[str, bytes], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +62,12 @@ class _Down:
 class Provisioner:
     """Declarative and idempotent: `start` and `choose` say what shall be, whatever a former agent left."""
 
-    def __init__(self, run_dir: Path, artefacts: Path) -> None:
-        """`run_dir` keeps pidfiles and choices across agents; `artefacts` holds vmlinuz and stage1.img."""
+    def __init__(self, run_dir: Path, artefacts: Path, report: Report | None = None) -> None:
+        """`run_dir` keeps pidfiles and choices across agents; `artefacts` holds vmlinuz and stage1.img;
+        `report` is told what a host's stage-1 has found (host, JSON), and raises INVALID."""
         self._run_dir = run_dir
         self._artefacts = artefacts
+        self._report = report
         self._served: dict[str, _Served] = {}
         self._down: dict[str, _Down] = {}
 
@@ -107,8 +112,24 @@ class Provisioner:
             served.ports = ports
         self._remember(host, choice)
 
+    async def _take_report(self, host: str, body: bytes) -> None:
+        """The first report of a run is stage-1's; any later one may be its tenant's. Raises WRONG_STATE for
+        those, INVALID."""
+        if not isinstance(self._choice(host), BootChoice) or self._told_file(host).exists():
+            raise NicagentError(
+                Kind.WRONG_STATE, f"{host} is not asked what it is made of", "see docs/boot.md"
+            )
+        if self._report is not None:
+            await self._report(host, body)
+        replace_private(self._told_file(host), b"")
+
+    def _told_file(self, host: str) -> Path:
+        return self._run_dir / host / "told"
+
     def _remember(self, host: str, choice: BootChoice | None) -> None:
         make_private_directory(self._run_dir / host)
+        if choice != self._choice(host):
+            self._told_file(host).unlink(missing_ok=True)
         replace_private(self._choice_file(host), msgspec.json.encode(choice))
 
     async def stop(self) -> None:
@@ -206,7 +227,9 @@ class Provisioner:
         index = await _put_address(link)
         await dhcp.serve(folder, link, index)
         files = {name: self._artefacts / name for name in ARTEFACTS} | {CHAINLOADER.name: CHAINLOADER}
-        http = BootServer(link, files, lambda: self._script(link))
+        http = BootServer(
+            link, files, lambda: self._script(link), functools.partial(self._take_report, link.host)
+        )
         try:
             await http.start()
         except asyncio.CancelledError:

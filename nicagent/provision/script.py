@@ -52,6 +52,10 @@ def _parameters(link: ProvisionLink, choice: BootChoice) -> list[tuple[str, str]
         ("nsid", str(choice.nsid)),
         ("hostnqn", choice.hostnqn),
         ("hostid", choice.hostid),
+        (
+            "agent",
+            f"{IPv4Interface(link.agent_address).ip}:{HTTP_PORT}",
+        ),  # that wants to know what it is made of
     ]
 
 

@@ -15,13 +15,13 @@ Shell = Callable[[str], subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def stage1_shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """Runs a script with stage-1's entry.sh sourced."""
+    """Runs a script with stage-1's own functions."""
     applets = tmp_path_factory.mktemp("applets")
     subprocess.run(["/usr/bin/busybox", "--install", "-s", applets], check=True)
 
     def run(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [applets / "sh", "-c", f". {STAGE1}/entry.sh; {script}"],
+            [applets / "sh", "-c", f". {STAGE1}/entry.sh; . {STAGE1}/inventory.sh; {script}"],
             env={"HERE": str(STAGE1), "PATH": str(applets)},
             capture_output=True,
             text=True,

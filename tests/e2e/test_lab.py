@@ -49,3 +49,9 @@ def test_mistakes_and_broken_things_are_told_in_a_sentence() -> None:
 @pytest.mark.timeout(120)
 def test_volumes_are_whole_whatever_happens_to_the_agent() -> None:
     run_inside("test_pools.py", 110)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+def test_hosts_devices_and_secrets_are_shown_as_they_are() -> None:
+    run_inside("test_inventory.py", 100)

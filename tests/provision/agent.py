@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from nicagent.errors import NicagentError
+from nicagent.errors import Kind, NicagentError
 from nicagent.provision.contract import BootChoice, ProvisionLink
 from nicagent.provision.provisioner import Provisioner
 
@@ -31,8 +31,15 @@ async def obey(provisioner: Provisioner, line: str) -> None:
             await provisioner.clear()
 
 
+async def keep(host: str, body: bytes) -> None:
+    """What a host tells of itself: anything but `bad` is taken."""
+    if body == b"bad":
+        raise NicagentError(Kind.INVALID, "that is no inventory")
+    Path(sys.argv[1], f"{host}.told").write_bytes(body)
+
+
 async def main() -> None:
-    provisioner = Provisioner(Path(sys.argv[1]), Path(sys.argv[2]))
+    provisioner = Provisioner(Path(sys.argv[1]), Path(sys.argv[2]), keep)
     while line := await asyncio.to_thread(sys.stdin.readline):
         try:
             await obey(provisioner, line)

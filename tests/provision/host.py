@@ -1,6 +1,6 @@
 """What a host does on its provision link, run in its network namespace; each command prints one answer.
 
-`get PATH` · `knock PORT [ADDRESS]` (open, refused, silence) ·
+`get PATH` · `post PATH TEXT|BYTES` (a number: that many) · `knock PORT [ADDRESS]` (open, refused, silence) ·
 `solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
 """
 
@@ -22,6 +22,15 @@ def get(path: str) -> str:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.read().decode() if answer.status == 200 else f"status {answer.status}"
+    except OSError:
+        return "silence"
+
+
+def post(path: str, body: str) -> str:
+    connection = http.client.HTTPConnection(AGENT, 8080, timeout=5)
+    try:
+        connection.request("POST", path, "x" * int(body) if body.isdigit() else body)
+        return f"status {connection.getresponse().status}"
     except OSError:
         return "silence"
 
@@ -55,5 +64,5 @@ def solicit(device: str) -> str:
 
 
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., str]] = {"get": get, "knock": knock, "solicit": solicit}
+    commands: dict[str, Callable[..., str]] = {"get": get, "post": post, "knock": knock, "solicit": solicit}
     print(commands[sys.argv[1]](*sys.argv[2:]))

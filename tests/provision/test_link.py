@@ -334,3 +334,24 @@ def test_it_runs_where_only_root_is_mapped(lab: Lab) -> None:
     )
     assert lab.tell("start", [LINK_HERE]) == "ok"
     assert lab.tell("choose", "metal-1", CHOICE) == "ok", "the link is not served"
+
+
+def test_a_host_tells_once_a_run_what_it_is_made_of(served: Lab) -> None:
+    """Whoever tells first after the choice is stage-1: its tenant's system comes later, and is not heard."""
+    served.lease(*IPXE)
+    told = served.run / "metal-1.told"
+    assert served.ask("post", "/report", "bad") == "status 400"
+    assert served.ask("post", "/report", str(300 * 1024)) == "status 413", "no host fills the agent's memory"
+    assert served.ask("post", "/report", "first") == "status 204"
+    assert served.ask("post", "/report", "second") == "status 409"
+    assert told.read_text() == "first"
+    served.kill()
+    served.start()
+    assert served.tell("start", [LINK_HERE]) == "ok"
+    assert served.tell("choose", "metal-1", CHOICE) == "ok"
+    assert served.ask("post", "/report", "third") == "status 409", "a new agent knows that this run has told"
+    assert served.tell("choose", "metal-1", None) == "ok"
+    assert served.ask("post", "/report", "fourth") == "status 409", "a host without a run is not asked"
+    assert served.tell("choose", "metal-1", CHOICE) == "ok"
+    assert served.ask("post", "/report", "fifth") == "status 204"
+    assert told.read_text() == "fifth"

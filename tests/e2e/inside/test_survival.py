@@ -79,6 +79,16 @@ def running() -> Iterator[Running]:
             agent.stop()
 
 
+def test_its_stage_1_has_told_what_the_host_is_made_of(running: Running) -> None:
+    agent = running.agent
+    assert "QEMU" in agent.virsh("sysinfo")
+    boot_nic = agent.virsh("nodedev-list", "--cap", "net").split()
+    assert len(boot_nic) == 2, "its NICs are those that the config knows by MAC, now with a name"
+    parents = [agent.virsh("nodedev-info", name) for name in boot_nic]
+    assert all("Parent:         pci_0000_" in each for each in parents), "and with a place on the bus"
+    assert "told what it is made of" in agent.log.read_text()
+
+
 def test_a_killed_agent_is_not_noticed(running: Running) -> None:
     before = running.edges()
     boot_id = running.console.run("cat /proc/sys/kernel/random/boot_id")
