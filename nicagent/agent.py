@@ -126,7 +126,8 @@ async def _serve(
             network,
             boot.set if boot is not None else None,
         )
-    controller = Controller(store, parts, identity.exports, PoolFiles(lambda: pools.directories), segments)
+    files = PoolFiles(lambda: pools.directories, pools.declare_at)
+    controller = Controller(store, parts, identity.exports, files, segments)
     await controller.load()
     segments.who_uses(controller.users_of_segment)
 

@@ -366,6 +366,12 @@ class Pools:
         await self._store.put_object(VOLUME, _key(uuid, name), _key(uuid, name), Declared(uuid, name, format))
         self._formats.setdefault(uuid, {})[name] = format
 
+    async def declare_at(self, path: Path, format: VolumeFormat) -> None:
+        """The same by a volume's path; nothing where that lies in no pool's own directory."""
+        for record in self._records.values():
+            if Path(record.path).resolve() == path.parent.resolve():
+                await self.declare(record.uuid, path.name, format)
+
     async def undeclare(self, uuid: str, name: str) -> None:
         """The volume is gone, or its name tells its format."""
         if self._formats.get(uuid, {}).pop(name, None) is not None:

@@ -7,7 +7,7 @@ said and not guessed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from nicagent import proc
@@ -21,10 +21,17 @@ CREATE_SECONDS = 60.0
 
 
 class PoolFiles(DiskFiles):
-    """`pools` tells the directories of this moment."""
+    """`pools` tells the directories of this moment; `declare` remembers the format of a file that is about to
+    be one of their volumes, whatever its name says.
+    """
 
-    def __init__(self, pools: Callable[[], Sequence[Path]]) -> None:
+    def __init__(
+        self,
+        pools: Callable[[], Sequence[Path]],
+        declare: Callable[[Path, VolumeFormat], Awaitable[None]] | None = None,
+    ) -> None:
         self._pools = pools
+        self._declare = declare
 
     async def chain(self, path: str, format: VolumeFormat) -> tuple[DiskFile, ...]:
         layers = await in_thread(volume.resolve, Path(path), format, self._pools())
@@ -58,6 +65,8 @@ class PoolFiles(DiskFiles):
                     Kind.INVALID, f"{path} cannot stand on another file: it is raw", "say qcow2"
                 )
             argv += ["-u", "-b", backing.path, "-F", backing.format.value]
+        if self._declare is not None:
+            await self._declare(Path(path), format)
         try:
             await proc.run([*argv, path, str(size)], timeout=CREATE_SECONDS)
             Path(path).chmod(0o600)

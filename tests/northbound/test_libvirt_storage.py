@@ -15,17 +15,22 @@ from typing import Any
 import libvirt
 import pytest
 
+from hypervisor_shim.driver import Event, PoolEvent, PoolRefreshEvent
+from hypervisor_shim.driver.events import Defined
+from hypervisor_shim.frame import Status, Type
 from hypervisor_shim.memory import MemoryDriver
 from nicagent import config
-from nicagent.model import Disk, VolumeFormat
+from nicagent.model import Disk, DiskFile, VolumeFormat
 from nicagent.northbound.libvirt_storage import MetalStorage
 from nicagent.pools import Pools
 from nicagent.storage import imagelock
+from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
 from nicagent.volumes import Volumes
-from tests.hypervisor_shim.serving import Served, serving
+from tests.hypervisor_shim.serving import RawClient, Served, number, serving, text
 
 MIB = 1 << 20
+UPLOAD = 208  # a procedure's number
 HOST = 'driver = "gpio"\npins = "mock:"'
 
 
@@ -38,6 +43,7 @@ class Agent:
     running: list[tuple[str, Disk]] = field(default_factory=list)
     boot: str = "boot-1"
     store: Store | None = None
+    pools: Any = None
     conn: Any = None
 
     def start(self) -> None:
@@ -51,7 +57,7 @@ class Agent:
         text += f"[hosts.metal.power]\n{HOST}\n[hosts.metal]\nmemory_mib = 1024\n"
         text += f'[hosts.metal.storage]\ntransport = "virtio"\nslot = "{self.home}/slot"\n'
         self.store = await Store.open(self.home / "store.db")
-        pools = Pools(config.parse(text), self.store)
+        self.pools = pools = Pools(config.parse(text), self.store)
         leftovers = await pools.load("11111111-2222-3333-4444-555555555555", self.boot)
         volumes = Volumes(pools, lambda: self.running)
         await volumes.tidy(leftovers)
@@ -276,6 +282,17 @@ def test_an_overlay_stands_on_its_base_and_keeps_it(agent: Agent) -> None:
     assert agent.files() == {"flat"}
 
 
+def test_a_snapshots_overlay_keeps_its_base_whatever_its_name(agent: Agent) -> None:
+    """What a running host's snapshot makes beside the pools' own calls is known as what it is."""
+    base = agent.make("base", 4)
+    files = PoolFiles(lambda: [agent.home / "default"], agent.pools.declare_at)
+    beneath = DiskFile(base.path(), VolumeFormat.RAW, 4 * MIB)
+    path = f"{agent.home}/default/base.snap1"
+    agent.served.run(files.create(path, VolumeFormat.QCOW2, 4 * MIB, beneath))
+    assert "<format type='qcow2'/>" in agent.pool.storageVolLookupByName("base.snap1").XMLDesc()
+    assert "backing file of base.snap1" in refused(base.delete)[1]
+
+
 def test_names_are_taken_once(agent: Agent) -> None:
     volume = agent.make("disk")
     assert refused(lambda: agent.make("disk"))[0] == libvirt.VIR_ERR_STORAGE_VOL_EXIST
@@ -431,6 +448,45 @@ def test_virsh_carries_a_file_there_and_back(agent: Agent, tmp_path: Path) -> No
     agent.virsh("vol-clone", "disk", "copy", "default")
     agent.virsh("vol-download", "copy", str(target), "default")
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
+
+
+def test_a_client_that_vanishes_leaves_the_volume_as_it_was(agent: Agent) -> None:
+    volume = agent.make("disk", 1)
+    with RawClient(agent.served.path) as client:
+        client.open()
+        ref = text("default") + text("disk") + text(volume.path())
+        assert client.call(UPLOAD, ref + bytes(16) + number(0)).code == 0
+        client.send(UPLOAD, b"half" * 1000, type=Type.STREAM, status=Status.CONTINUE, serial=client.serial)
+        assert _soon(lambda: len(agent.files()) == 2)
+    assert _soon(lambda: agent.files() == {"disk"})
+    agent.upload(volume, b"whole")
+    assert agent.download(volume).startswith(b"whole")
+
+
+def test_what_happens_to_pools_is_told(agent: Agent) -> None:
+    heard: list[tuple[str, int | None]] = []
+
+    class Sink:
+        def event(self, event: Event) -> None:
+            if isinstance(event, PoolEvent | PoolRefreshEvent):
+                heard.append((event.name, event.event if isinstance(event, PoolEvent) else None))
+
+    agent.served.driver.subscribe(Sink())
+    pool = agent.conn.storagePoolDefineXML(pool_xml(agent, "more"))
+    pool.build()
+    pool.create()
+    agent.upload(agent.make("disk", pool=pool), b"x")
+    pool.refresh()
+    agent.pool.refresh()
+    pool.storageVolLookupByName("disk").delete()
+    pool.destroy()
+    pool.delete()
+    pool.undefine()
+    steps = [Defined.DEFINED, Defined.CREATED, Defined.STARTED, None, None]
+    steps_after = [Defined.STOPPED, Defined.DELETED, Defined.UNDEFINED]
+    assert heard == [
+        *(("more", step) for step in steps), ("default", None), *(("more", step) for step in steps_after)
+    ]  # fmt: skip
 
 
 # ---- running domains -------------------------------------------------------------------------------
