@@ -108,7 +108,7 @@ _SHAPES: Mapping[type[Event], tuple[_Shape, ...]] = {
     ),
     BlockJobEvent: (
         _domain(8, 326, (TEXT, "path"), (INT, "type"), (INT, "status")),
-        _domain(16, 334, (TEXT, "target"), (INT, "type"), (INT, "status")),
+        _domain(16, 339, (TEXT, "target"), (INT, "type"), (INT, "status")),
     ),
     DeviceRemovedEvent: (_domain(15, 333, (TEXT, "alias")),),
     TunableEvent: (_domain(17, 346, _PARAMS),),

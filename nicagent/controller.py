@@ -32,6 +32,7 @@ from nicagent.model import (
 )
 from nicagent.placement import DeriveExports, Placement
 from nicagent.segments import Segments
+from nicagent.snapshots import Snapshots
 from nicagent.storage.contract import DiskFiles, HostStorage
 from nicagent.store import HostRecord, Run, Store
 from nicagent.walker import AGENT, WIRING, Parts, Walker
@@ -76,6 +77,7 @@ class Controller:
         self._watchers: list[Watcher] = []
         self._serial = 0
         self.files = files
+        self.snapshots = Snapshots(store)
         self.jobs = BlockJobs(store, self._storage_of, self._path_of)
         self._placing = asyncio.Lock()  # placement and definition see one another's results
         # domain uuid → one change of its disks or ports at a time; a lock is gone with its last holder
@@ -100,6 +102,7 @@ class Controller:
             if record.run is not None:
                 self._active[record.run.domain.uuid] = name
         await self.jobs.load()
+        await self.snapshots.load()
 
     async def run(self) -> None:
         """Walk the hosts until cancelled."""

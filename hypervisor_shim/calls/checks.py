@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hypervisor_shim.driver import DomainInfo, Impact, State
+from hypervisor_shim.driver.snapshot import Snapshots
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain, not_running
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import DomainRef
@@ -56,19 +57,20 @@ _SNAPSHOT, _NO_SNAPSHOT, _CHECKPOINT, _NO_CHECKPOINT = 4096, 8192, 16384, 32768
 LIST_FLAGS = 0xFFFF
 
 
-def selected(infos: Iterable[DomainInfo], flags: int) -> list[DomainInfo]:
+def selected(infos: Iterable[DomainInfo], flags: int, snapshots: Snapshots | None = None) -> list[DomainInfo]:
     """Those that a listing with these flags shows."""
     groups = [flags & group for group in _GROUPS if 0 < flags & group < group]
     if not groups:
         return list(infos)
-    return [info for info in infos if _matches(info, groups)]
+    return [info for info in infos if _matches(info, groups, snapshots)]
 
 
-def _matches(info: DomainInfo, groups: list[int]) -> bool:
+def _matches(info: DomainInfo, groups: list[int], snapshots: Snapshots | None) -> bool:
     facts = _ACTIVE if info.active else _INACTIVE
     facts |= _PERSISTENT if info.persistent else _TRANSIENT
     facts |= _AUTOSTART if info.autostart else _NO_AUTOSTART
-    facts |= _NO_MANAGED_SAVE | _NO_SNAPSHOT | _NO_CHECKPOINT
+    facts |= _NO_MANAGED_SAVE | _NO_CHECKPOINT
+    facts |= _SNAPSHOT if snapshots is not None and snapshots.snapshots(info.uuid) else _NO_SNAPSHOT
     state = info.state
     if state is State.RUNNING:
         facts |= _RUNNING

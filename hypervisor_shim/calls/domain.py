@@ -111,7 +111,7 @@ def _count_defined(session: Session) -> int:
 
 def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[Any], int]:
     known_flags(flags, LIST_FLAGS, "virConnectListAllDomains")
-    found = selected(session.driver.domains(), flags)
+    found = selected(session.driver.domains(), flags, session.driver.snapshots)
     if len(found) > LIST_MAX:
         raise rpc_error(f"Too many domains '{len(found)}' for limit '{LIST_MAX}'")
     return ([domain_value(info) for info in found] if need_results else []), len(found)
@@ -179,16 +179,6 @@ def _has_none(session: Session, ref: Ref, flags: int) -> int:
     """Managed-save images, snapshots, checkpoints: metal has none, and says so."""
     find_domain(session, ref)
     return 0
-
-
-def _list_none(session: Session, ref: Ref, need_results: int, flags: int) -> tuple[list[Any], int]:
-    find_domain(session, ref)
-    return [], 0
-
-
-def _names_none(session: Session, ref: Ref, count: int, flags: int) -> list[str]:
-    find_domain(session, ref)
-    return []
 
 
 def _security_label(session: Session, ref: Ref) -> tuple[str, int]:
@@ -328,7 +318,6 @@ async def _open_console(session: Session, ref: Ref, device: str | None, flags: i
 
 _ACT = Kind.ACT
 _DOMAINS = Record(Array(NONNULL_DOMAIN), UINT)
-_EMPTY = Record(Array(TEXT), INT)  # a list of anything, and its length: there is none
 ROWS = [
     Procedure(22, "virDomainLookupByID", _lookup_by_id, Record(INT), NONNULL_DOMAIN, True),
     Procedure(23, "virDomainLookupByName", _lookup_by_name, Record(TEXT), NONNULL_DOMAIN, True),
@@ -349,11 +338,6 @@ ROWS = [
     Procedure(151, "virDomainIsPersistent", _is_persistent, Record(DOMAIN), INT, True),
     Procedure(202, "virDomainIsUpdated", _is_updated, Record(DOMAIN), INT, True),
     Procedure(183, "virDomainHasManagedSaveImage", _has_none, Record(DOMAIN, UINT), INT, True),
-    Procedure(187, "virDomainSnapshotNum", _has_none, Record(DOMAIN, UINT), INT, True),
-    Procedure(188, "virDomainSnapshotListNames", _names_none, Record(DOMAIN, INT, UINT), Array(TEXT), True),
-    Procedure(190, "virDomainHasCurrentSnapshot", _has_none, Record(DOMAIN, UINT), INT, True),
-    Procedure(274, "virDomainListAllSnapshots", _list_none, Record(DOMAIN, INT, UINT), _EMPTY, True),
-    Procedure(413, "virDomainListAllCheckpoints", _list_none, Record(DOMAIN, INT, UINT), _EMPTY, True),
     Procedure(121, "virDomainGetSecurityLabel", _security_label, Record(DOMAIN),
               Record(WideChars(4097, counted=True), INT), True),
     Procedure(426, "virDomainGetMessages", _messages, Record(DOMAIN, UINT), Array(TEXT), True),

@@ -324,7 +324,7 @@ async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) 
     if refs:
         infos = [info for ref in refs if (info := driver.domain(ref[0])) is not None]
     else:
-        infos = selected(driver.domains(), bits & LIST_FLAGS)
+        infos = selected(driver.domains(), bits & LIST_FLAGS, driver.snapshots)
     known = {}
     if driver.statistics is not None and wanted != Groups.STATE:
         uuids = [info.uuid for info in infos]

@@ -58,6 +58,7 @@ from hypervisor_shim.memory.node import MemoryNode
 from hypervisor_shim.memory.nodedev import MemoryNodeDevices
 from hypervisor_shim.memory.nwfilter import MemoryNwFilters
 from hypervisor_shim.memory.secret import MemorySecrets
+from hypervisor_shim.memory.snapshot import MemorySnapshots
 from hypervisor_shim.memory.statistics import MemoryStatistics
 from hypervisor_shim.memory.storage import MemoryStorage
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
@@ -159,6 +160,7 @@ class MemoryDriver(Driver):
         self._next_id = 1
         self.devices = MemoryDevices(self._find, self._publish)
         self.block = MemoryBlock(self._find)
+        self.snapshots = self._snapshots = MemorySnapshots(self._find, self._run, self._stop_at_snapshot)
         self.storage = MemoryStorage(self._publish)
         self.node = MemoryNode()
         self.node_devices = MemoryNodeDevices(self._publish)
@@ -261,11 +263,15 @@ class MemoryDriver(Driver):
         domain = self._find(uuid)
         if domain.config is None:
             raise error(Code.OPERATION_INVALID, "cannot undefine transient domain")
+        count = len(self._snapshots.snapshots(uuid))
+        if count and domain.live is None and not flags & UndefineFlags.SNAPSHOTS_METADATA:
+            raise error(Code.OPERATION_INVALID, f"cannot delete inactive domain with {count} snapshots")
         domain.config = None
         domain.info = replace(domain.info, persistent=False, autostart=False)
         self._tell(domain, Lifecycle.UNDEFINED, 0)
         if domain.live is None:
             del self._domains[uuid]
+            self._snapshots.forget(uuid)
 
     async def create(self, caller: Caller, uuid: bytes, flags: CreateFlags) -> DomainInfo:
         domain = self._find(uuid)
@@ -409,6 +415,9 @@ class MemoryDriver(Driver):
         )
         self._next_id += 1
 
+    async def _stop_at_snapshot(self, domain: _Domain) -> None:
+        await self._stop(domain, ShutoffReason.FROM_SNAPSHOT, StoppedDetail.FROM_SNAPSHOT)
+
     async def _stop(self, domain: _Domain, reason: ShutoffReason, detail: StoppedDetail) -> None:
         if domain.console is not None:
             await domain.console.close()
@@ -421,6 +430,7 @@ class MemoryDriver(Driver):
         self._tell(domain, Lifecycle.STOPPED, detail)
         if domain.config is None:
             self._domains.pop(off.uuid, None)
+            self._snapshots.forget(off.uuid)
         else:
             # what was defined meanwhile is what the domain is from now on
             domain.info = replace(_described(domain.config), reason=reason, autostart=off.autostart)

@@ -48,6 +48,7 @@ from nicagent.northbound.libvirt_network import MetalNetworks
 from nicagent.northbound.libvirt_node import MetalNode
 from nicagent.northbound.libvirt_nodedev import MetalNodeDevices
 from nicagent.northbound.libvirt_secret import MetalSecrets
+from nicagent.northbound.libvirt_snapshot import MetalSnapshots
 from nicagent.northbound.libvirt_storage import MetalStorage
 from nicagent.northbound.libvirt_words import cause_of, translated
 from nicagent.pools import Pools
@@ -96,6 +97,7 @@ class MetalDriver(Driver):
         self.node_devices = self._shown
         self.secrets = MetalSecrets(keyring, self._publish)
         self._unwatch_inventories = inventories.watch(self._on_inventory)
+        self.snapshots = self._snapshots = MetalSnapshots(ground, self._block)
 
     def close(self) -> None:
         """Stop following the controller and the inventories."""
@@ -248,6 +250,8 @@ class MetalDriver(Driver):
         return self._infos[definition.uuid]
 
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
+        self._definition(uuid)
+        await self._snapshots.forget(uuid, flags)
         await self._act(uuid, self._controller.undefine, cause_of(caller, "undefine"))
 
     async def create(self, caller: Caller, uuid: bytes, flags: CreateFlags) -> DomainInfo:

@@ -92,7 +92,7 @@ class MetalBlock(Block):
                     f"disk {known.target} has {now} bytes and a running server may use the last of them; "
                     "it only grows",
                 )
-            self._not_busy(uuid, known.target)
+            self.refuse_busy(uuid, known.target)
             with translated():
                 await self._ground.controller.resize(
                     text_of(uuid), known.target, size, cause_of(caller, f"resize {known.target}")
@@ -121,7 +121,7 @@ class MetalBlock(Block):
             live = edit(ground.live(uuid)) if impact & Impact.LIVE else None
             config = edit(ground.persistent(uuid)) if impact & Impact.CONFIG else None
             if live is not None:
-                self._not_busy(uuid, disk_named(live, disk).target)
+                self.refuse_busy(uuid, disk_named(live, disk).target)
             with translated():
                 await ground.controller.change(
                     text_of(uuid),
@@ -135,7 +135,7 @@ class MetalBlock(Block):
     async def copy(self, caller: Caller, uuid: bytes, disk: str, copy: Copy) -> None:
         known = self._disk(uuid, disk)
         async with self._ground.controller.changing(text_of(uuid)):
-            self._not_busy(uuid, known.target)
+            self.refuse_busy(uuid, known.target)
             with translated():
                 format = _format(copy.format, known)
                 layers = await self._chain(known)
@@ -163,7 +163,7 @@ class MetalBlock(Block):
     async def pull(self, caller: Caller, uuid: bytes, disk: str, base: str | None, bandwidth: int) -> None:
         known = self._disk(uuid, disk)
         async with self._ground.controller.changing(text_of(uuid)):
-            self._not_busy(uuid, known.target)
+            self.refuse_busy(uuid, known.target)
             layers = await self._chain(known)
             left = "" if base is None else _layer(layers, known.target, base).path
             if len(layers) == 1:
@@ -186,7 +186,7 @@ class MetalBlock(Block):
     ) -> None:
         known = self._disk(uuid, disk)
         async with self._ground.controller.changing(text_of(uuid)):
-            self._not_busy(uuid, known.target)
+            self.refuse_busy(uuid, known.target)
             layers = await self._chain(known)
             upper = layers[0] if top is None else _layer(layers, known.target, top)
             at = layers.index(upper)
@@ -264,13 +264,13 @@ class MetalBlock(Block):
         current = ground.live(uuid) if running else ground.persistent(uuid)
         before = {disk.target: disk.path for disk in ground.to_domain(current).disks}
         if running:
-            live = ground.to_domain(_on_files(current, files))
+            live = ground.to_domain(on_files(current, files))
         if status.domain.persistent:
             kept = ground.persistent(uuid)
             paths = {disk.target: disk.path for disk in ground.to_domain(kept).disks}
             same = {target: file for target, file in files.items() if paths.get(target) == before[target]}
             if same:
-                config = ground.to_domain(_on_files(kept, same))
+                config = ground.to_domain(on_files(kept, same))
         return live, config
 
     # ---- within
@@ -289,7 +289,8 @@ class MetalBlock(Block):
             raise error(Code.INVALID_ARG, f"disk {target} does not have an active block job")
         return job
 
-    def _not_busy(self, uuid: bytes, target: str) -> None:
+    def refuse_busy(self, uuid: bytes, target: str) -> None:
+        """Raises for a disk that a job works on."""
         job = self._ground.controller.jobs.of(text_of(uuid), target)
         if job is not None:
             code = Code.BLOCK_COPY_ACTIVE if job.kind is JobKind.COPY else Code.OPERATION_UNSUPPORTED
@@ -300,7 +301,7 @@ class MetalBlock(Block):
             return await self._files.chain(disk.path, disk.format)
 
 
-def _on_files(definition: DomainDef, files: Mapping[str, tuple[str, VolumeFormat]]) -> DomainDef:
+def on_files(definition: DomainDef, files: Mapping[str, tuple[str, VolumeFormat]]) -> DomainDef:
     for target, (path, format) in files.items():
         definition = with_source(definition, target, path, format.value)
     return definition

@@ -71,10 +71,17 @@ async def start(qmp: QMPClient, job: BlockJob, plan: Plan) -> None:
     """Start a job on a disk that is open as `plan` says. Raises INVALID for a layer that is not in its chain,
     and the engine's own refusal.
     """
+    if job.kind in (JobKind.COMMIT, JobKind.ACTIVE_COMMIT) and plan.disk.limits is not None:
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"disk {job.target} has limits, and the engine commits no layer of such a disk",
+            "lift them first: virsh blkdeviotune",
+        )
     command, arguments = await _command(qmp, job, plan)
     whole = {
         "job-id": name_of(job.kind, job.target),
-        "device": plan.at(0),
+        # What is pulled from lies below the limits; what is copied passes them, as the host does.
+        "device": plan.at(0) if job.kind is JobKind.PULL else plan.top,
         "filter-node-name": filter_of(job.target),
         "speed": job.speed,
         "auto-dismiss": False,
@@ -85,6 +92,14 @@ async def start(qmp: QMPClient, job: BlockJob, plan: Plan) -> None:
     except ExecuteError:
         await drop_nodes(qmp, job.target)
         raise
+
+
+def head(plan: Plan, busy: Mapping[str, JobFacts]) -> str:
+    """What of a disk is exported: its top, or the filter of a job that stands above that."""
+    job = busy.get(plan.disk.target)
+    if job is None or (job.kind is JobKind.PULL and plan.top != plan.at(0)):
+        return plan.top
+    return filter_of(plan.disk.target)
 
 
 async def _command(qmp: QMPClient, job: BlockJob, plan: Plan) -> tuple[str, dict[str, object]]:

@@ -62,6 +62,8 @@ class NvmeTcpStorage(EngineStorage):
         async with self._lock:
             before, shown = (self._exports, self._initiator), bool(self._exports) and self._keeper.met
             self._exports, self._initiator = tuple(exports), initiator
+            if not exports:
+                self._keeper.want(False)  # its processes are about to end
             try:
                 await self._converge(exports, initiator)
             except BaseException:

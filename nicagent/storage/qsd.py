@@ -225,7 +225,7 @@ class BlockEngine:
         busy = {t: job for t, job in (await jobs.facts(qmp)).items() if job.state in UNDER_WAY}
         for target in [target for target in busy if target not in wanted]:
             await jobs.give_up(qmp, busy.pop(target))  # with its disk a job has no sense
-        heads = {target: _head(plan, busy) for target, plan in wanted.items()}
+        heads = {target: jobs.head(plan, busy) for target, plan in wanted.items()}
         for target in [target for target, top in exported.items() if heads.get(target) != top]:
             await _unexport(qmp, target)
         await self._keep(qmp, {node.name for plan in plans for node in plan.nodes}, busy)
@@ -317,13 +317,6 @@ def check_socket_path(path: Path) -> None:
             f"the socket path {path} is longer than {SOCKET_PATH_LIMIT} bytes",
             "choose a shorter run_dir or slot",
         )
-
-
-def _head(plan: Plan, busy: Mapping[str, JobFacts]) -> str:
-    """What is exported: the top, or the filter of a job where nothing stands above the written layer."""
-    if plan.disk.target in busy and plan.top == plan.at(0):
-        return jobs.filter_of(plan.disk.target)
-    return plan.top
 
 
 async def _unexport(qmp: QMPClient, target: str) -> None:

@@ -57,6 +57,8 @@ class VirtioStorage(EngineStorage):
         async with self._lock:
             before, shown = self._exports, bool(self._exports) and self._keeper.met
             self._exports = tuple(exports)
+            if not exports:
+                self._keeper.want(False)  # its processes are about to end
             try:
                 await self._converge(exports)
             except BaseException:

@@ -70,4 +70,5 @@ def virsh(uri: str, command: str) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
     )
     shown = re.sub(r"CPU time: .*", "CPU time: -", done.stdout + done.stderr)
+    shown = re.sub(r"(<creationTime>)[0-9]+", r"\1-", shown)
     return done.returncode, shown.replace(uri, "URI")

@@ -55,3 +55,10 @@ def test_volumes_are_whole_whatever_happens_to_the_agent() -> None:
 @pytest.mark.timeout(120)
 def test_hosts_devices_and_secrets_are_shown_as_they_are() -> None:
     run_inside("test_inventory.py", 100)
+
+
+@pytest.mark.root
+@pytest.mark.guest
+@pytest.mark.timeout(600)
+def test_disks_and_ports_come_and_go_under_a_running_os() -> None:
+    run_inside("test_hotplug.py", 580)
