@@ -119,6 +119,7 @@ class Port:
     ipv4: str | None = None  # the one address it may use; None: the agent allots one of the segment's
     boot_order: int | None = None
     link: bool = True  # False: it is there and dark
+    filter: str | None = None  # one of `filters.BUILT_IN`; None: the guard of every port
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,10 @@ class Fabric:
 
     async def _guard(self, ports: Mapping[str, Wanted]) -> None:
         await self._guards.apply(
-            [Guard(w.binding.device, w.binding.mac, w.binding.ipv4) for w in ports.values()],
+            [
+                Guard(w.binding.device, w.binding.mac, w.binding.ipv4, w.binding.port.filter)
+                for w in ports.values()
+            ],
             [tunnel_name(vni) for vni in _segments(ports)],
         )
 

@@ -2,7 +2,7 @@
 
 (Who may speak to the agent's end of the tunnels is another table's matter, `underlay`'s.)
 
-`table bridge nicagent` is a constant set of rules over four sets; opening or closing a port changes only the
+`table bridge nicagent` is a constant set of rules over six sets; opening or closing a port changes only the
 sets' elements, in one transaction, so the counters of other ports' drops survive. What the rules say:
 
 - From a port pass only frames with its MAC: ARP whose sender is its MAC and its IPv4 address (or the
@@ -27,12 +27,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nicagent.config import Overlay
+from nicagent.filters import NO_IP_MULTICAST, NO_MAC_BROADCAST
 from nicagent.network import underlay
 from nicagent.network.contract import RESPONDER
 from nicagent.nft import ACCEPT, DROP, Json, Nft, field, match, meta
 
 TABLE = "nicagent"
-COUNTERS = ("drop-mac", "drop-arp", "drop-dhcp", "drop-ipv4", "drop-ipv6", "drop-other", "drop-tunnel")
+COUNTERS = (
+    "drop-mac",
+    "drop-arp",
+    "drop-dhcp",
+    "drop-ipv4",
+    "drop-ipv6",
+    "drop-other",
+    "drop-filter",  # what the port's own filter asks to be dropped beside
+    "drop-tunnel",
+)
 
 _T = {"family": "bridge", "table": TABLE}
 _HINT = "this kernel needs nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE)"
@@ -42,16 +52,19 @@ _SETS: Mapping[str, str | list[str]] = {
     "tunnels": "ifname",
     "stations": ["ifname", "ether_addr"],
     "senders": ["ifname", "ether_addr", "ipv4_addr"],
+    "no-multicast": "ifname",
+    "no-broadcast": "ifname",
 }
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What the port on `device` may send as."""
+    """What the port on `device` may send as, and the filter that it names if that asks for more."""
 
     device: str
     mac: str
     ipv4: str
+    filter: str | None = None
 
 
 # ── the rules, as data ──────────────────────────────────────────────────────────────────────────────────
@@ -66,6 +79,8 @@ _FROM_PORT, _FROM_TUNNEL = match(_IN, "@ports"), match(_IN, "@tunnels")
 _TO_PORT, _TO_TUNNEL = match(_OUT, "@ports"), match(_OUT, "@tunnels")
 _MAC, _TYPE = field("ether", "saddr"), field("ether", "type")
 _ARP, _IPV4, _IPV6 = match(_TYPE, "arp"), match(_TYPE, "ip"), match(_TYPE, "ip6")
+_TO_MAC, _ALL_MACS = field("ether", "daddr"), "ff:ff:ff:ff:ff:ff"
+_MULTICAST = {"prefix": {"addr": "224.0.0.0", "len": 4}}
 _SRC, _DST = field("ip", "saddr"), field("ip", "daddr")
 _SENDER, _TARGET = field("arp", "saddr ip"), field("arp", "daddr ip")
 _SENDER_MAC = field("arp", "saddr ether")
@@ -106,6 +121,8 @@ _CHAINS: Mapping[str, list[list[Json]]] = {
         [*_ASKS_DHCP, match(_SRC, _ANYONE), ACCEPT],
         [*_ANSWERS_DHCP, *_counted("drop-dhcp")],
         [_IPV4, match(field("udp", "dport"), 68), *_counted("drop-dhcp")],
+        [_IPV4, match(_IN, "@no-multicast"), match(_DST, _MULTICAST), *_counted("drop-filter")],
+        [_IPV4, match(_IN, "@no-broadcast"), match(_TO_MAC, _ALL_MACS), *_counted("drop-filter")],
         [_IPV4, match(_concat(_MAC, _SRC), "@senders"), ACCEPT],
         [_IPV4, *_counted("drop-ipv4")],
         [_IPV6, *_counted("drop-ipv6")],
@@ -186,6 +203,8 @@ def elements(guards: Iterable[Guard], tunnels: Iterable[str]) -> dict[str, set[t
         "tunnels": {(name,) for name in tunnels},
         "stations": {(g.device, g.mac) for g in held},
         "senders": {(g.device, g.mac, g.ipv4) for g in held},
+        "no-multicast": {(g.device,) for g in held if g.filter == NO_IP_MULTICAST},
+        "no-broadcast": {(g.device,) for g in held if g.filter == NO_MAC_BROADCAST},
     }
 
 

@@ -108,6 +108,14 @@ class Netlink:
         with explained("list network devices"):
             return {link.name: link async for link in _links(self._route)}
 
+    async def addresses(self) -> dict[int, list[tuple[str, int]]]:
+        """IPv4 and IPv6 addresses with their prefix lengths, by the index of the device that has them."""
+        found: dict[int, list[tuple[str, int]]] = {}
+        with explained("list addresses"):
+            async for item in await self._route.get_addr():
+                found.setdefault(int(item["index"]), []).append((item.get("address"), int(item["prefixlen"])))
+        return found
+
     async def underlay(self, address: str) -> int | None:
         """Index of the device that has this address, None when no device has it."""
         with explained("list addresses"):

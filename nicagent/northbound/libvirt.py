@@ -39,14 +39,17 @@ from nicagent.errors import NicagentError
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
+from nicagent.netdevs import Netdevs
 from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_block import MetalBlock
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed
+from nicagent.northbound.libvirt_interface import MetalInterfaces
 from nicagent.northbound.libvirt_network import MetalNetworks
 from nicagent.northbound.libvirt_node import MetalNode
 from nicagent.northbound.libvirt_nodedev import MetalNodeDevices
+from nicagent.northbound.libvirt_nwfilter import MetalNwFilters
 from nicagent.northbound.libvirt_secret import MetalSecrets
 from nicagent.northbound.libvirt_snapshot import MetalSnapshots
 from nicagent.northbound.libvirt_storage import MetalStorage
@@ -98,6 +101,8 @@ class MetalDriver(Driver):
         self.secrets = MetalSecrets(keyring, self._publish)
         self._unwatch_inventories = inventories.watch(self._on_inventory)
         self.snapshots = self._snapshots = MetalSnapshots(ground, self._block)
+        self.nwfilters = MetalNwFilters(controller)
+        self.interfaces = MetalInterfaces(Netdevs())
 
     def close(self) -> None:
         """Stop following the controller and the inventories."""

@@ -22,6 +22,7 @@ from hypervisor_shim.driver import (
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml import domain_def
 from hypervisor_shim.xml.domain_def import DomainDef
+from nicagent import filters
 from nicagent.config import Host
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Limits, Port, VolumeFormat
@@ -140,6 +141,7 @@ def _port(number: int, interface: domain_def.Interface) -> Port:
         )
     address = None
     if interface.filter is not None:
+        filters.check(interface.filter.name, f"interface {number}")
         addresses = interface.filter.parameters.get(IP_PARAMETER, [])
         if len(addresses) > 1:
             raise NicagentError(Kind.UNSUPPORTED, f"interface {number}: more than one {IP_PARAMETER}")
@@ -152,7 +154,13 @@ def _port(number: int, interface: domain_def.Interface) -> Port:
                 Kind.INVALID, f"interface {number}: {IP_PARAMETER} '{address}' is no IPv4 address"
             ) from None
     return Port(
-        name, interface.source, interface.mac, address, interface.boot_order, interface.link != "down"
+        name,
+        interface.source,
+        interface.mac,
+        address,
+        interface.boot_order,
+        interface.link != "down",
+        interface.filter.name if interface.filter is not None else None,
     )
 
 

@@ -22,28 +22,29 @@ CODES: Mapping[Kind, Code] = {
     Kind.INTERNAL: Code.INTERNAL_ERROR,
 }
 
-#: libvirt's code for each thing that is not found.
-MISSING: Mapping[Thing, Code] = {
-    Thing.DOMAIN: Code.NO_DOMAIN,
-    Thing.SEGMENT: Code.NO_NETWORK,
-    Thing.PORT: Code.NO_NETWORK_PORT,
-    Thing.FILTER: Code.NO_NWFILTER,
-    Thing.INTERFACE: Code.NO_INTERFACE,
-    Thing.POOL: Code.NO_STORAGE_POOL,
-    Thing.VOLUME: Code.NO_STORAGE_VOL,
-    Thing.DEVICE: Code.NO_NODE_DEVICE,
-    Thing.SECRET: Code.NO_SECRET,
-    Thing.SNAPSHOT: Code.NO_DOMAIN_SNAPSHOT,
+#: For each thing that is not found libvirt's code, and the part of libvirt that says so. Clients look at both:
+#: from any but nwfilter's own part they take code 62 for that of a secret, as servers of 2009 meant it.
+MISSING: Mapping[Thing, tuple[Code, Origin]] = {
+    Thing.DOMAIN: (Code.NO_DOMAIN, Origin.QEMU),
+    Thing.SEGMENT: (Code.NO_NETWORK, Origin.NETWORK),
+    Thing.PORT: (Code.NO_NETWORK_PORT, Origin.NETWORK),
+    Thing.FILTER: (Code.NO_NWFILTER, Origin.NWFILTER),
+    Thing.INTERFACE: (Code.NO_INTERFACE, Origin.INTERFACE),
+    Thing.POOL: (Code.NO_STORAGE_POOL, Origin.STORAGE),
+    Thing.VOLUME: (Code.NO_STORAGE_VOL, Origin.STORAGE),
+    Thing.DEVICE: (Code.NO_NODE_DEVICE, Origin.NODEDEV),
+    Thing.SECRET: (Code.NO_SECRET, Origin.SECRET),
+    Thing.SNAPSHOT: (Code.NO_DOMAIN_SNAPSHOT, Origin.DOMAIN_SNAPSHOT),
 }
 
 
-def code_of(failure: NicagentError) -> Code:
-    """The number that clients compare."""
+def code_of(failure: NicagentError, origin: Origin) -> tuple[Code, Origin]:
+    """What clients compare; `origin` where the thing has no part of libvirt of its own."""
     if failure.kind is Kind.NOT_FOUND and failure.of is not None:
         return MISSING[failure.of]
     if failure.kind is Kind.EXISTS and failure.of is Thing.VOLUME:
-        return Code.STORAGE_VOL_EXIST
-    return CODES[failure.kind]
+        return Code.STORAGE_VOL_EXIST, origin
+    return CODES[failure.kind], origin
 
 
 @contextlib.contextmanager
@@ -52,7 +53,8 @@ def translated(origin: Origin = Origin.QEMU) -> Iterator[None]:
     try:
         yield
     except NicagentError as e:
-        raise error(code_of(e), str(e), origin=origin) from None
+        code, origin = code_of(e, origin)
+        raise error(code, str(e), origin=origin) from None
 
 
 def cause_of(caller: Caller, why: str) -> Cause:

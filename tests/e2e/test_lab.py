@@ -10,9 +10,9 @@ import pytest
 from tests.e2e.harness import ARTEFACTS, BASE_IMAGE, ROOT
 
 
-def run_inside(suite: str, seconds: float, lab: str = "demo.toml") -> None:
-    """Run one suite of `inside/` in a fresh lab."""
-    if not (BASE_IMAGE.exists() and (ARTEFACTS / "stage1.img").exists()):
+def run_inside(suite: str, seconds: float, lab: str = "demo.toml", *, boots: bool = True) -> None:
+    """Run one suite of `inside/` in a fresh lab. `boots`: it needs the OS image and stage-1."""
+    if boots and not (BASE_IMAGE.exists() and (ARTEFACTS / "stage1.img").exists()):
         pytest.fail("the OS image or stage-1 is missing: run `make image` first")
     argv = [sys.executable, "-m", "nicagent.cli", "emulate", str(ROOT / "tests/e2e" / lab), "--"]
     argv += [
@@ -62,3 +62,10 @@ def test_hosts_devices_and_secrets_are_shown_as_they_are() -> None:
 @pytest.mark.timeout(600)
 def test_disks_and_ports_come_and_go_under_a_running_os() -> None:
     run_inside("test_hotplug.py", 580)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+@pytest.mark.timeout(120)
+def test_segments_filters_and_interfaces_are_what_the_kernel_says() -> None:
+    run_inside("test_segments.py", 110, boots=False)
