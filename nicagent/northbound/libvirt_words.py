@@ -22,8 +22,8 @@ CODES: Mapping[Kind, Code] = {
     Kind.INTERNAL: Code.INTERNAL_ERROR,
 }
 
-#: For each thing that is not found libvirt's code, and the part of libvirt that says so. Clients look at both:
-#: from any but nwfilter's own part they take code 62 for that of a secret, as servers of 2009 meant it.
+#: For each thing that is not found libvirt's code, and the part of libvirt that says so. Clients look at
+#: both: from any part but nwfilter's they take code 62 for that of a secret, as servers of 2009 meant it.
 MISSING: Mapping[Thing, tuple[Code, Origin]] = {
     Thing.DOMAIN: (Code.NO_DOMAIN, Origin.QEMU),
     Thing.SEGMENT: (Code.NO_NETWORK, Origin.NETWORK),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,31 @@ def test_each_drop_is_counted_under_its_reason(lab: Lab) -> None:
         assert agent.drops()[counter] >= before + 20, f"{counter} did not count 20 frames"
     agent.present(host.name, host.binding(ipv4="10.100.0.50"))
     assert agent.drops()["drop-mac"] >= 20, "a change of one port forgets what was counted"
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped", "passes"),
+    [("no-ip-multicast", "224.0.0.251", "10.100.0.255"), ("no-mac-broadcast", "10.100.0.255", "224.0.0.251")],
+)
+def test_a_ports_own_filter_drops_what_the_guard_lets_pass(
+    lab: Lab, name: str, dropped: str, passes: str
+) -> None:
+    agent, (one, two) = lab.agents[0], lab.hosts
+    group = "01:00:5e:00:00:fb"
+    to = {"224.0.0.251": group, "10.100.0.255": "ff:ff:ff:ff:ff:ff"}
+    sender, receiver = one.wire(), two.wire()
+    binding = one.binding()
+    agent.present(one.name, replace(binding, port=replace(binding.port, filter=name)))
+    sender.send(
+        udp(ONE, one.ipv4, dropped, (9, 9), to=to[dropped]),
+        udp(ONE, one.ipv4, passes, (9, 9), HONEST, to=to[passes]),
+    )
+    assert not receiver.hears_before(MARK, HONEST), f"{name} lets pass what is for {dropped}"
+    assert agent.drops()["drop-filter"] == 1
+    assert one.dhcp()["ip"] == one.ipv4, "a lease is asked for by broadcast all the same"
+    agent.present(one.name, binding)
+    sender.send(udp(ONE, one.ipv4, dropped, (9, 9), to=to[dropped]))
+    assert receiver.hears(MARK), "without the filter it passes"
 
 
 def test_nothing_of_dhcp_and_of_the_responder_comes_out_of_a_tunnel(lab: Lab) -> None:
