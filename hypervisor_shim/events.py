@@ -26,6 +26,7 @@ from hypervisor_shim.driver.events import (
     LifecycleEvent,
     MetadataChangeEvent,
     NetworkEvent,
+    NetworkMetadataEvent,
     NodeDeviceEvent,
     NodeDeviceUpdateEvent,
     PoolEvent,
@@ -124,6 +125,10 @@ _SHAPES: Mapping[type[Event], tuple[_Shape, ...]] = {
     NetworkEvent: (
         _Shape(Family.NETWORK, 0, 315, Record(NONNULL_NETWORK, INT, INT),
                lambda e: ((e.name, e.uuid), e.event, e.detail)),
+    ),
+    NetworkMetadataEvent: (
+        _Shape(Family.NETWORK, 1, 446, Record(NONNULL_NETWORK, INT, OPTIONAL_TEXT),
+               lambda e: ((e.name, e.uuid), e.kind, e.uri)),
     ),
     PoolEvent: (
         _Shape(Family.POOL, 0, 370, Record(NONNULL_NETWORK, INT, INT),

@@ -97,6 +97,7 @@ BUILT_IN: Mapping[str, Filter] = {
             "no-mac-spoofing", "no-ip-spoofing", "no-arp-spoofing", "allow-incoming-ipv4",
             "no-other-l2-traffic", "no-other-rarp-traffic",
         )),
+        Filter("vdsm-no-mac-spoofing", "root", refers=("no-mac-spoofing", "no-arp-mac-spoofing")),
         Filter(NO_IP_MULTICAST, "ipv4", (
             _out("drop", "ip", dstipaddr="224.0.0.0", dstipmask="240.0.0.0"),
         )),

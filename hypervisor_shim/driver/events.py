@@ -159,6 +159,14 @@ class NetworkEvent(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkMetadataEvent(Event):
+    name: str
+    uuid: bytes
+    kind: MetadataKind
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PoolEvent(Event):
     name: str
     uuid: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hypervisor_shim.driver.events import Defined, NetworkEvent
+from hypervisor_shim.driver.events import Defined, Event, NetworkEvent, NetworkMetadataEvent
 from hypervisor_shim.driver.facts import Caller, Impact, MetadataKind
 from hypervisor_shim.driver.network import NetworkInfo, Networks, Update, invalid_network
 from hypervisor_shim.errors import Code, Origin, error, uuid_text
@@ -50,7 +50,9 @@ class MemoryNetworks(Networks):
     """Starts with the networks of `documents`, active."""
 
     def __init__(
-        self, publish: Callable[[NetworkEvent], None], documents: Iterable[str] = (DEFAULT_NETWORK,)
+        self,
+        publish: Callable[[Event], None],
+        documents: Iterable[str] = (DEFAULT_NETWORK,),
     ) -> None:
         self._publish = publish
         self._networks: dict[bytes, _Network] = {}
@@ -138,6 +140,7 @@ class MemoryNetworks(Networks):
         impact: Impact,
     ) -> None:
         self._change(uuid, lambda definition: set_metadata(definition, kind, text, key, uri), impact)
+        self._publish(NetworkMetadataEvent(self._find(uuid).now.name, uuid, kind, uri))
 
     # ---- within
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypervisor_shim.driver import Caller, Impact, MetadataKind
-from hypervisor_shim.driver.events import Defined, NetworkEvent
+from hypervisor_shim.driver.events import Defined, Event, NetworkEvent, NetworkMetadataEvent
 from hypervisor_shim.driver.network import DhcpLease, NetworkInfo, Networks, Update
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, uuid_text
 from hypervisor_shim.xml import network as network_xml
@@ -40,7 +40,10 @@ class MetalNetworks(Networks):
     """What libvirt clients see of the segments. `publish` takes the events."""
 
     def __init__(
-        self, segments: Segments, controller: Controller, publish: Callable[[NetworkEvent], None]
+        self,
+        segments: Segments,
+        controller: Controller,
+        publish: Callable[[Event], None],
     ) -> None:
         self._segments = segments
         self._controller = controller
@@ -195,6 +198,7 @@ class MetalNetworks(Networks):
             impact,
             "net-metadata",
         )
+        self._publish(NetworkMetadataEvent(self._record(uuid).name, uuid, kind, uri))
 
     async def _amend(
         self,
