@@ -7,7 +7,7 @@ DEMO        := $(VENV)/nicagent emulate tests/e2e/demo.toml -- $(VENV)/python -m
 PYTEST_ARGS ?=
 SECONDS     ?= 300
 
-.PHONY: help setup clients guest-kernel stage1 image demo test lint bench campaign fuzz clean
+.PHONY: help setup clients guest-kernel stage1 image demo test lint bench campaign fuzz procedures clean
 
 help:
 	@echo "make demo      two emulated servers, driven by virsh, from define to undefine"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench     figures beside those of peers, into bench.json"
 	@echo "make campaign  the long form of the fault tests"
 	@echo "make fuzz      the long form of the fuzz tests, SECONDS=300 in all"
+	@echo "make procedures  docs/libvirt-procedures.md: what becomes of a call to each of libvirt's procedures"
 	@echo "make setup     Debian packages and .venv only;  make image: OS image and stage-1 only;"
 	@echo "make clients   other projects' programs for the client tests only"
 	@echo "make clean     forget what was built (.cache); the .venv stays"
@@ -54,6 +55,9 @@ campaign: setup image
 
 fuzz: setup
 	$(VENV)/python -m tests.fuzz --seconds $(SECONDS)
+
+procedures: setup
+	$(VENV)/python -m hypervisor_shim.procedure_table nicagent.northbound.libvirt:MetalDriver docs/libvirt-procedures.md
 
 clean:
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

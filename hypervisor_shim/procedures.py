@@ -1,7 +1,7 @@
 """How a call becomes an answer: a row per procedure, compiled once into a function.
 
 To serve another procedure, add a row where its family lives (a module of `calls`); nothing here
-changes. A row that is not there is refused: code 3 for a number libvirt has given out, 39 for any other.
+changes. A row that is not there is refused as `refusals` says, or with 39 for a number never given out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypervisor_shim.access import Right, denied, guarded, needed
 from hypervisor_shim.audit import finder, is_audited
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
 from hypervisor_shim.frame import HEADER, HEADER_SIZE, Program, Status
+from hypervisor_shim.refusals import refused
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import Codec, Record, XdrError
 
@@ -178,7 +179,7 @@ class Tables:
             return error(Code.INTERNAL_ERROR, "hypervisor connection not open", origin=Origin.RPC)
         entry = self.by_program.get(program, {}).get(number)
         if entry is None:
-            return error(Code.NO_SUPPORT, name, origin=Origin.DOMAIN)
+            return refused(name)
         right = needed(entry.procedure)
         if session.caller.read_only and right is not Right.READ:
             return error(Code.OPERATION_DENIED, f"read only access prevents {name}", origin=Origin.DOMAIN)

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor_shim.errors import Code
 from hypervisor_shim.frame import Program
+from hypervisor_shim.memory import MemoryDriver
 from hypervisor_shim.procedure_names import CENSUS
+from hypervisor_shim.procedure_table import verdicts
+from hypervisor_shim.refusals import REFUSALS
 from hypervisor_shim.server import make_tables
 
 from . import test_hostile_clients
+from .serving import RawClient
 
 #: Called by no function of their own: the rest of the handshake, and a connection that asks for its name.
 _BY_NOBODY = {2, 67, 68, 69, 70, 110}
@@ -64,6 +69,26 @@ def test_rows_carry_the_name_of_the_census() -> None:
         if entry.procedure.api != CENSUS[program].get(number, entry.procedure.api)
     ]
     assert not wrong, f"(number, the row's name, the census's): {wrong}"
+
+
+def test_what_no_row_serves_is_refused_as_the_census_says(client: RawClient) -> None:
+    rows = make_tables().by_program
+    for program, names in CENSUS.items():
+        for number, name in names.items():
+            if number in rows.get(program, {}):
+                continue
+            assert name in REFUSALS, f"{name} has neither a row nor a reason"
+            answer = client.call(number, program=program)
+            assert answer.code == REFUSALS[name].code, f"{name}: {answer.message}"
+            assert name in answer.message, "the message names the function"
+
+
+def test_the_table_tells_what_handlers_and_drivers_can_only_refuse() -> None:
+    """One of each kind, of the driver in memory, which serves nearly everything."""
+    found = verdicts(MemoryDriver)
+    assert found[Program.REMOTE, 16].code == 0, "virDomainGetInfo"
+    assert found[Program.REMOTE, 356].code == Code.OPERATION_UNSUPPORTED, "virDomainPinIOThread only raises"
+    assert found[Program.LXC, 1].code == Code.NO_SUPPORT, "no row"
 
 
 def test_names_are_names() -> None:
