@@ -69,7 +69,9 @@ def home() -> Iterator[Path]:
 @pytest.fixture
 def agent(home: Path) -> Iterator[Served]:
     """A server that says what metal says of itself, with one domain defined."""
-    capabilities = machine_xml.capabilities(parse(_CONFIG), HOST_UUID)
+    hosts = parse(_CONFIG).hosts
+    machines = [machine_xml.Machine(name, host, host.inventory) for name, host in hosts.items()]
+    capabilities = machine_xml.capabilities(machines, HOST_UUID)
     with serving(MemoryDriver([METAL], running=False, capabilities=capabilities), home) as served:
         yield served
 

@@ -63,7 +63,6 @@ FAILING_PYTHON = {
     "testEventsWithAsyncioRun": _NEVER_IDLE,
     "testEventsWithManualLoopSetup": _NEVER_IDLE,
     "testCheckpointCreate": "checkpoints are refused",
-    "testSnapCreate": "the in-memory driver takes no snapshots yet",
 }
 
 

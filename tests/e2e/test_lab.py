@@ -69,3 +69,9 @@ def test_disks_and_ports_come_and_go_under_a_running_os() -> None:
 @pytest.mark.timeout(120)
 def test_segments_filters_and_interfaces_are_what_the_kernel_says() -> None:
     run_inside("test_segments.py", 110, boots=False)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_other_projects_clients_drive_a_live_agent() -> None:
+    run_inside("test_clients.py", 220)

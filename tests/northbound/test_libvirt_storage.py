@@ -348,7 +348,7 @@ def test_a_wiped_volume_is_empty_and_whole(agent: Agent, format: str) -> None:
     [
         "<format type='vmdk'/>",
         "<format type='qcow2'/><compat>0.10</compat>",
-        "<format type='qcow2'/><features><lazy_refcounts/></features>",
+        "<format type='qcow2'/><features><extended_l2/></features>",
         "<format type='qcow2'/><encryption format='luks'/>",
         "<format type='qcow2'/><clusterSize unit='KiB'>4</clusterSize>",
     ],
@@ -357,6 +357,12 @@ def test_what_is_not_made_here_is_refused(agent: Agent, text: str) -> None:
     xml = f"<volume><name>x</name><capacity>1048576</capacity><target>{text}</target></volume>"
     assert refused(lambda: agent.pool.createXML(xml))[0] == libvirt.VIR_ERR_CONFIG_UNSUPPORTED
     assert agent.files() == set()
+
+
+def test_what_virt_install_permits_is_not_made_use_of(agent: Agent) -> None:
+    text = "<target><format type='qcow2'/><features><lazy_refcounts/></features></target>"
+    volume = agent.pool.createXML(f"<volume><name>x.qcow2</name><capacity>1048576</capacity>{text}</volume>")
+    assert "lazy_refcounts" not in volume.XMLDesc(), "the document tells what the file is"
 
 
 # ---- upload and download ---------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""The commands of docs/clouds.md at a live agent: virt-install, virt-xml, virt-clone, the exporter, virt-top.
+
+As in test_errors.py everything is real but the outside world, and no guest OS is booted.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.programs import program, run
+from tests.e2e.harness import Agent, lab_directory, make_agents
+
+NIC = "02:00:00:02:00:02"  # of metal-2, see demo.toml
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="home-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    with tempfile.TemporaryDirectory(prefix="live-", ignore_cleanup_errors=True) as name:
+        _, agent = make_agents(lab_directory(), Path(name))
+        agent.start()
+        try:
+            yield agent
+        finally:
+            agent.stop()
+
+
+def test_a_server_is_installed_watched_edited_cloned_and_removed(agent: Agent, home: Path) -> None:
+    uri = agent.uri.replace("nic+", "qemu+")
+    install = [program("virt-install"), "--connect", uri, "--name", "web", "--memory", "512", "--vcpus", "1"]
+    install += ["--import", "--disk", "size=1,pool=default", "--osinfo", "debian11"]
+    install += ["--network", f"network=blue,mac={NIC}", "--graphics", "none", "--noautoconsole"]
+    run(install, home)
+    assert re.search(r"^ *\d+ +web +running$", agent.virsh("list"), re.M)
+    assert "web.qcow2" in agent.virsh("vol-list", "default")
+    assert agent.virsh("domiflist", "web").split() == ["port0", "network", "blue", "virtio", NIC]
+
+    shown = run([program("virt-top"), "-c", agent.uri, "--script", "--stream", "-n", "2", "-d", "0.2"], home)
+    assert re.search(r"^ +\d+ R .* web$", shown, re.M), shown
+
+    agent.virsh("destroy", "web")
+    run([program("virt-xml"), "--connect", uri, "web", "--edit", "--metadata", "title=Front end"], home)
+    assert agent.virsh("desc", "web", "--title") == "Front end"
+    clone = [program("virt-clone"), "--connect", uri, "--original", "web", "--name", "web-2", "--auto-clone"]
+    run([*clone, "--mac", NIC, "--check", "mac_in_use=off"], home)
+    assert "web-2.qcow2" in agent.virsh("domblklist", "web-2")
+    agent.virsh("start", "web-2")
+    agent.virsh("destroy", "web-2")
+    for name in ("web", "web-2"):
+        agent.virsh("undefine", name, "--remove-all-storage")
+    assert agent.virsh("list", "--all") == "" and ".qcow2" not in agent.virsh("vol-list", "default")
