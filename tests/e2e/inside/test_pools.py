@@ -129,10 +129,10 @@ def test_a_sigkill_amid_an_upload_leaves_the_volume_as_it_was(
 
 
 def test_a_sigkill_amid_a_clone_leaves_no_half_of_it(agent: Agent, more: Path) -> None:
-    agent.virsh("vol-create-as", "more", "large", "384M")
+    agent.virsh("vol-create-as", "more", "large", "192M")
     with (more / "large").open("r+b") as file:
         block = os.urandom(16 * MIB)
-        for _ in range(24):
+        for _ in range(12):
             file.write(block)
     with virsh_running(agent, "vol-clone", "large", "half", "more"):
         until(lambda: any(path.stat().st_blocks > 0 for path in unfinished(more)), "the clone is on its way")
@@ -141,12 +141,10 @@ def test_a_sigkill_amid_a_clone_leaves_no_half_of_it(agent: Agent, more: Path) -
     agent.start()
     until(lambda: not unfinished(more), "the half is cleared away")
     assert agent.virsh("vol-list", "more").split() == ["large", str(more / "large")]
-    agent.virsh("vol-clone", "large", "half", "more")
-    agent.virsh("vol-delete", "half", "more")
 
 
 def test_a_reader_that_stops_costs_a_bounded_number_of_bytes(agent: Agent, more: Path) -> None:
-    assert (more / "large").stat().st_size == 384 * MIB
+    assert (more / "large").stat().st_size == 192 * MIB
 
     def resident() -> int:
         assert agent.process is not None
