@@ -16,8 +16,8 @@ from pathlib import Path
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Cause, Disk, VolumeFormat
 from nicagent.pools import Pools
-from nicagent.storage import reshape, volume
-from nicagent.storage.pool import Backing, DirectoryPool, PoolInfo, Volume
+from nicagent.storage import imagelock, reshape, volume
+from nicagent.storage.pool import Backing, DirectoryPool, PoolInfo, Volume, told
 from nicagent.storage.transfer import Download, Piece, Upload
 from nicagent.threads import in_thread
 
@@ -95,19 +95,25 @@ class Volumes:
     async def create(self, pool: str, wish: VolumeWish, cause: Cause) -> Volume:
         """Raises EXISTS, INVALID, NO_SPACE, DENIED (a backing file outside of the pools)."""
         self._pools.active(pool)
+        backing = self._backing(wish)
+        beneath = self._read(backing.path) if backing is not None else contextlib.nullcontext()
+        with beneath:
+            made = await self._create(pool, wish, backing)
+        log.info("volume %s created (%s)", made.path, cause)
+        return made
+
+    async def _create(self, pool: str, wish: VolumeWish, backing: Backing | None) -> Volume:
         async with self._made(pool, wish) as place:
-            made = await place.create(
+            return await place.create(
                 wish.name,
                 reshape.rounded(wish.capacity),
                 format=wish.format,
-                backing=self._backing(wish),
+                backing=backing,
                 preallocate=wish.preallocate,
                 mode=0o600 if wish.mode is None else wish.mode,
                 owner=wish.owner,
                 group=wish.group,
             )
-        log.info("volume %s created in pool %s (%s)", wish.name, place.name, cause)
-        return made
 
     async def clone(self, pool: str, wish: VolumeWish, source: tuple[str, str], cause: Cause) -> Volume:
         """A volume with the content of `source`, at least as large as it."""
@@ -172,7 +178,7 @@ class Volumes:
         found = await self.look_up(pool, name)
         with self._change(found.path, "deleted"):
             await self._unused(found)
-            await in_thread(self._pools.pool(pool).delete, name)
+            await in_thread(_delete, self._pools.pool(pool), found)
             await self._pools.undeclare(pool, name)
         log.info("volume %s deleted (%s)", found.path, cause)
 
@@ -196,7 +202,8 @@ class Volumes:
         found = await self.look_up(pool, name)
         with self._change(found.path, "wiped"):
             await self._unused(found)
-            await reshape.wipe(self._pools.pool(pool), found)
+            with told(f"wipe {found.path}"):
+                await reshape.wipe(self._pools.pool(pool), found)
         log.info("volume %s wiped (%s)", found.path, cause)
 
     async def upload(self, pool: str, name: str, offset: int, length: int, cause: Cause) -> Upload:
@@ -212,6 +219,7 @@ class Volumes:
         try:
             await upload.open()
         except BaseException:
+            await upload.close()
             self.uploaded(found)
             raise
         log.info("upload into volume %s begins (%s)", found.path, cause)
@@ -282,7 +290,8 @@ class Volumes:
 
     async def _unused(self, found: Volume, hint: str = "stop the domain first") -> None:
         """Raises WRONG_STATE when a running domain uses the volume, or other volumes stand on it."""
-        facts = found.path.stat()
+        with told(f"look at {found.path}"):
+            facts = found.path.stat()
         for domain, layers in await self._chains():
             if any((layer.device, layer.inode) == (facts.st_dev, facts.st_ino) for layer in layers):
                 raise NicagentError(
@@ -322,6 +331,11 @@ def _real(path: Path) -> str:
         return str(path.resolve())
     except (OSError, RuntimeError, ValueError):
         return str(path)
+
+
+def _delete(pool: DirectoryPool, found: Volume) -> None:
+    with imagelock.alone(found.path):
+        pool.delete(found.name)
 
 
 def _is_there(pool: DirectoryPool, name: str) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -245,6 +245,24 @@ class DirectoryPool:
             f"no room for volume {name} in pool {self.name}: {free >> 20} MiB are free in {self.path}",
             "delete volumes or choose a smaller size",
         )
+
+
+@contextlib.contextmanager
+def told(doing: str) -> Iterator[None]:
+    """What a file system refuses, in a sentence. `doing`: "write to PLACE"."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NicagentError(
+            Kind.NOT_FOUND, f"cannot {doing}: it is gone", "list the pool's volumes", of=Thing.VOLUME
+        ) from None
+    except OSError as e:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise NicagentError(
+            Kind.NO_SPACE if full else Kind.UNAVAILABLE,
+            f"cannot {doing}: {e.strerror}",
+            "free some space in the pool" if full else "mend the pool",
+        ) from None
 
 
 def format_of(name: str) -> VolumeFormat:

@@ -16,7 +16,7 @@ from pathlib import Path
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import VolumeFormat
 from nicagent.storage import imagelock, volume
-from nicagent.storage.pool import DirectoryPool, sync
+from nicagent.storage.pool import DirectoryPool, sync, told
 from nicagent.threads import in_thread
 
 CHUNK = 1 << 20  # bytes of one request to the file system; two are in memory at most
@@ -53,7 +53,8 @@ class Upload:
         """Make ready. Raises NO_SPACE, UNAVAILABLE."""
         self._partial = await self._stack.enter_async_context(self._pool.partial(self._name))
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptor = os.open(self._partial, flags, 0o600)
+        with told(f"write to {self._pool.path}"):
+            self._descriptor = os.open(self._partial, flags, 0o600)
         self._stack.callback(os.close, self._descriptor)
 
     async def write(self, data: bytes) -> None:
@@ -89,7 +90,7 @@ class Upload:
     async def _flushed(self) -> None:
         if self._flushing is not None:
             task, self._flushing = self._flushing, None
-            with self._told():
+            with told(f"write to {self._pool.path}"):
                 await task
 
     def _write(self, data: bytearray, at: int) -> None:
@@ -100,16 +101,6 @@ class Upload:
         # The disk begins at once, so that the end has little left to wait for.
         os.posix_fadvise(self._descriptor, at - len(data), len(data), os.POSIX_FADV_DONTNEED)
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
-            kind = Kind.NO_SPACE if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Kind.UNAVAILABLE
-            raise NicagentError(
-                kind, f"cannot write to {self._pool.path}: {e.strerror}", "free some space, or mend the pool"
-            ) from None
-
     async def finish(self) -> None:
         """Put the new content in place; durable when it returns.
 
@@ -118,7 +109,7 @@ class Upload:
         await self._flush()
         await self._flushed()
         place = self._pool.place(self._name)
-        with self._told():
+        with told(f"write to {self._pool.path}"):
             await in_thread(self._complete, place)
         await self._permitted()
         await in_thread(self._replace, place)
@@ -182,7 +173,8 @@ class Download:
     """
 
     def __init__(self, path: Path, offset: int, length: int, *, sparse: bool) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with told(f"read {path}"):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         size = os.fstat(self._descriptor).st_size
         self._position = min(offset, size)
         self._end = min(size, offset + length) if length else size

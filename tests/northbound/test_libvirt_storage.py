@@ -537,7 +537,8 @@ def test_what_another_process_has_open_is_left_alone(agent: Agent) -> None:
     """QEMU's locks tell of another agent on the same storage."""
     volume = agent.make("disk", 1)
     with imagelock.alone(Path(volume.path())):
-        for work in (volume.wipe, lambda: volume.resize(2 * MIB), lambda: agent.upload(volume, b"x")):
+        resize, upload = (lambda: volume.resize(2 * MIB)), (lambda: agent.upload(volume, b"x"))
+        for work in (volume.wipe, volume.delete, resize, upload):
             code, sentence = refused(work)
             assert code == libvirt.VIR_ERR_OPERATION_INVALID and "open in another process" in sentence
     volume.wipe()
