@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,48 @@ async def test_the_configs_segments_are_not_a_clients(tmp_path: Path) -> None:
         ):
             failure = await refusal(work)
             assert failure.kind is Kind.WRONG_STATE and "wired by the agent's config" in str(failure)
+
+
+async def test_addresses_kept_on_a_segment_of_the_config_stay_kept(tmp_path: Path) -> None:
+    mac, address = "52:54:00:00:00:01", "10.100.0.11"
+    async with segments(tmp_path) as owner:
+        blue = owner.find("blue")
+        assert blue is not None and blue.config is not None
+        await owner.amend(
+            blue.uuid, live=None, config=replace(blue.config, fixed={mac: address}), cause=TESTER
+        )
+        assert owner.carrying("blue").fixed == {mac: address}, "for the ports to come, too"
+        wider = replace(blue.config, range=("10.100.0.1", "10.100.0.99"))
+        failure = await refusal(owner.amend(blue.uuid, live=wider, config=None, cause=TESTER))
+        assert "cannot get another range" in str(failure)
+    async with segments(tmp_path) as owner:
+        assert owner.carrying("blue").fixed == {mac: address}
+
+
+async def test_what_ports_stand_on_does_not_change_under_them(tmp_path: Path) -> None:
+    async with segments(tmp_path) as owner:
+        await owner.define(UUID, GREEN, TESTER)
+        await owner.start(UUID, TESTER)
+        for other in (replace(GREEN, vni=201), replace(GREEN, cidr="10.3.0.0/24"), replace(GREEN, mtu=1300)):
+            failure = await refusal(owner.amend(UUID, live=other, config=None, cause=TESTER))
+            assert failure.kind is Kind.UNSUPPORTED
+        await owner.define(UUID, replace(GREEN, mtu=1300), TESTER)
+        assert owner.active["green"].mtu == 1450, "a definition counts from the next start"
+        await owner.stop(UUID, TESTER)
+        await owner.start(UUID, TESTER)
+        assert owner.active["green"].mtu == 1300
+
+
+async def test_ports_go_to_active_segments_only(tmp_path: Path) -> None:
+    async with segments(tmp_path) as owner:
+        await owner.define(UUID, GREEN, TESTER)
+        for name, kind, words in (
+            ("green", Kind.WRONG_STATE, "network 'green' is not active"),
+            ("nobody", Kind.NOT_FOUND, "no segment is called 'nobody'; known: blue, green"),
+        ):
+            with pytest.raises(NicagentError) as caught:
+                owner.carrying(name)
+            assert caught.value.kind is kind and words in str(caught.value)
 
 
 async def test_a_config_that_takes_a_clients_name_or_vni_is_refused(tmp_path: Path) -> None:

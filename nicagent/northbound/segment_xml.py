@@ -32,6 +32,8 @@ from nicagent.network.contract import bridge_name
 from nicagent.segments import Definition, Record, lies_in
 
 NAMESPACE = "urn:nicagent:segment:1"
+NAME_MAX = 255
+DOCUMENT_MAX = 256 * 1024  # characters: thousands of them are kept in the store
 MTU_DEFAULT, MTU_MIN, MTU_MAX = 1450, 576, 9000
 
 #: What a segment does not do, and why: element → reason.
@@ -51,6 +53,10 @@ REFUSED: Mapping[str, str] = {
 def to_definition(network: NetworkDef) -> Definition:
     """What the owner of segments needs of a network. Raises UNSUPPORTED naming the element, INVALID."""
     name, tree = network.name, network.tree
+    if not name.isprintable() or len(name) > NAME_MAX:
+        raise NicagentError(
+            Kind.INVALID, "the name of a network has a sign that cannot be shown, or is too long", "mend it"
+        )
     if network.forward is not None:
         raise _cannot(
             name,
@@ -72,6 +78,9 @@ def to_definition(network: NetworkDef) -> Definition:
             f"bridge '{network.bridge}': the agent names the bridge of a segment after its VNI",
             "leave the bridge's name out",
         )
+    xml = format_network(network)
+    if len(xml) > DOCUMENT_MAX:
+        raise _cannot(name, f"a document of {len(xml)} characters", f"keep it below {DOCUMENT_MAX}")
     mtu = network.mtu or MTU_DEFAULT
     if not MTU_MIN <= mtu <= MTU_MAX:
         raise _cannot(name, f"an MTU of {mtu} bytes", f"take one from {MTU_MIN} to {MTU_MAX}")
@@ -83,7 +92,7 @@ def to_definition(network: NetworkDef) -> Definition:
         mtu=mtu,
         reserved=(ip.address,),
         fixed=_fixed(name, ip, cidr),
-        xml=format_network(network),
+        xml=xml,
     )
 
 

@@ -66,7 +66,6 @@ def test_disks_and_ports_come_and_go_under_a_running_os() -> None:
 
 @pytest.mark.root
 @pytest.mark.timeout(120)
-@pytest.mark.timeout(120)
 def test_segments_filters_and_interfaces_are_what_the_kernel_says() -> None:
     run_inside("test_segments.py", 110, boots=False)
 

@@ -84,6 +84,7 @@ IP = "<ip address='10.2.0.1' prefix='24'/>"
         (f"<dns><txt name='a' value='b'/></dns>{IP}", "serves no DNS"),
         (f"<mac address='52:54:00:00:00:01'/>{IP}", "follows from its VNI"),
         (f"<mtu size='9999'/>{IP}", "an MTU of 9999 bytes"),
+        (f"<description>{'x' * 300_000}</description>{IP}", "characters"),
         ("", "exactly one IPv4 network"),
         (f"{IP}<ip family='ipv6' address='2001:db8::1' prefix='64'/>", "exactly one IPv4 network"),
         ("<ip address='10.2.0.1' prefix='31'/>", "prefix length 31"),
@@ -103,6 +104,11 @@ def test_what_cannot_be_true_is_refused_with_a_reason(inner: str, words: str) ->
     with pytest.raises(NicagentError) as caught:
         read(f"<network><name>n</name>{inner}</network>")
     assert caught.value.kind is Kind.UNSUPPORTED and words in str(caught.value)
+
+
+def test_a_name_that_cannot_be_shown_is_refused() -> None:
+    with pytest.raises(NicagentError, match="cannot be shown"):
+        read(f"<network><name>a\nb</name>{IP}</network>")
 
 
 @pytest.mark.parametrize("vni", ["0", "16777216", "x", "-1", "", "１"])

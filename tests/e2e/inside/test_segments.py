@@ -206,3 +206,5 @@ def test_the_filters_that_the_guard_does_are_listed_and_shown(agent: Agent) -> N
     for name in ("clean-traffic", "no-mac-spoofing", "no-ip-spoofing", "no-arp-spoofing", "allow-dhcp"):
         assert name in listed
         assert f"<filter name='{name}'" in agent.virsh("nwfilter-dumpxml", name)
+    same = agent.virsh("nwfilter-dumpxml", "vdsm-no-mac-spoofing")
+    agent.virsh("nwfilter-define", file(agent, same))  # vdsm does that at every start
