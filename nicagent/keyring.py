@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.store import Store
 
+SECRETS_MAX = 4096
+WORDS_MAX = 4096  # characters of a description, or of what a secret is for
 _KIND = "secret"  # of the objects in the store
 
 
@@ -68,9 +70,15 @@ class Keyring:
 
     async def define(self, secret: Secret) -> None:
         """Add or replace a definition; the value stays. Durable when it returns. Raises EXISTS when another
-        secret is for the same use."""
+        secret is for the same use, NO_SPACE for too many, INVALID for too long words."""
+        if max(len(secret.usage_id), len(secret.description or "")) > WORDS_MAX:
+            raise NicagentError(Kind.INVALID, f"the words of a secret have at most {WORDS_MAX} characters")
         async with self._writing:
             present = self._secrets.get(secret.uuid)
+            if present is None and len(self._secrets) >= SECRETS_MAX:
+                raise NicagentError(
+                    Kind.NO_SPACE, f"there are {SECRETS_MAX} secrets", "undefine those that nobody needs"
+                )
             for other in self._secrets.values():
                 if other.name == secret.name and other.uuid != secret.uuid:
                     raise NicagentError(

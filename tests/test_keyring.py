@@ -96,4 +96,7 @@ async def test_what_cannot_be_is_told_without_the_value(path: Path) -> None:
     with pytest.raises(NicagentError) as caught:
         await keyring.define(replace(CHAP, uuid="99999999-2222-3333-4444-555555555555"))
     assert caught.value.kind is Kind.EXISTS
+    with pytest.raises(NicagentError) as caught:
+        await keyring.define(replace(CHAP, description="x" * 5000))
+    assert caught.value.kind is Kind.INVALID
     await store.close()

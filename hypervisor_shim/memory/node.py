@@ -62,5 +62,6 @@ class MemoryNode(Node):
         if function != "virConnectBaselineCPU":
             raise unsupported(function)
         if expand:
-            raise error(Code.ARGUMENT_UNSUPPORTED, "the features that a CPU model implies are not known here")
+            detail = f"{function}: the features that a CPU model implies are not known here"
+            raise error(Code.NO_SUPPORT, detail)
         return format_guest_cpu(baseline(cpus, migratable=migratable))

@@ -91,11 +91,8 @@ class MetalNode(Node):
 
     def baseline_cpu(self, cpus: Sequence[Cpu], function: str, *, expand: bool, migratable: bool) -> str:
         if expand:
-            raise error(
-                Code.ARGUMENT_UNSUPPORTED,
-                "the features that a CPU model implies are not known here",
-                origin=Origin.CPU,
-            )
+            detail = f"{function}: the features that a CPU model implies are not known here"
+            raise error(Code.NO_SUPPORT, detail, origin=Origin.CPU)
         return format_guest_cpu(baseline(cpus, migratable=migratable))
 
     # ---- the rest
@@ -174,8 +171,9 @@ def _hosts_own(what: str) -> LibvirtError:
 
 
 def _no_model(machines: Sequence[Machine]) -> LibvirtError:
+    """Code 3, by which nova knows that it has to do without comparing."""
     unnamed = [each.name for each in machines if each.cpu.model is None]
     which = (
         f"the CPU model of host {unnamed[0]} is not declared" if unnamed else "the hosts' CPU models differ"
     )
-    return error(Code.OPERATION_UNSUPPORTED, f"{which}: see hosts.NAME.cpu_model in the config")
+    return error(Code.NO_SUPPORT, f"{which}: see hosts.NAME.cpu_model in the config", origin=Origin.CPU)

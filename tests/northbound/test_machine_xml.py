@@ -137,9 +137,19 @@ def test_a_cpu_that_is_not_declared_is_not_compared() -> None:
     unknown = node(machine(cpu_model="x86_64"))
     with pytest.raises(LibvirtError, match="metal-1 is not declared") as caught:
         unknown.compare_cpu(parse_cpu("<cpu><model>Penryn</model></cpu>"), "virConnectCompareCPU")
-    assert caught.value.code is Code.OPERATION_UNSUPPORTED
+    assert caught.value.code is Code.NO_SUPPORT, "nova goes on without comparing at this code only"
     with pytest.raises(LibvirtError):
         unknown.cpu_models("x86_64")
+
+
+def test_what_a_model_implies_is_not_made_up() -> None:
+    """nova asks so at its start, of a host whose model is told, and ends at any other code."""
+    cpu = machine().cpu
+    with pytest.raises(LibvirtError) as caught:
+        node(machine()).baseline_cpu([cpu], "virConnectBaselineCPU", expand=True, migratable=False)
+    assert caught.value.code is Code.NO_SUPPORT
+    plain = node(machine()).baseline_cpu([cpu], "virConnectBaselineCPU", expand=False, migratable=False)
+    assert parse_cpu(plain).features == {"vmx", "avx512f"}
 
 
 # ---- devices
