@@ -20,14 +20,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nicagent.config import Config, Host
+from nicagent.console.keyboard import OF_LINUX, HidKeyboard
+from nicagent.console.screen import CaptureScreen
 from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
+from nicagent.counters import Counters
 from nicagent.errors import Kind, NicagentError
+from nicagent.hostlink.contract import GuestLink
+from nicagent.hostlink.qga import QgaLink
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
 from nicagent.model import Disk, Export, Initiator, Transport
 from nicagent.network.contract import NetworkDriver
 from nicagent.northbound.api import ControlFace
+from nicagent.northbound.libvirt import Hosts
+from nicagent.northbound.libvirt_control import Front
 from nicagent.northbound.libvirt_face import LibvirtFace
 from nicagent.pools import Pools
 from nicagent.power.build import make_power
@@ -102,6 +109,11 @@ async def _serve(
     host_uuid = await _host_uuid(store)
     pools = Pools(config, store)
     leftovers = await pools.load(host_uuid, _boot_id())
+    guests: dict[str, GuestLink] = {
+        name: QgaLink(name, Path(host.guest_agent.path))
+        for name, host in config.hosts.items()
+        if host.guest_agent is not None
+    }
     parts = {}
     for name, host in config.hosts.items():
         initiator = await store.initiator(
@@ -133,8 +145,10 @@ async def _serve(
 
     control = ControlFace(controller, consoles)
     volumes = Volumes(pools, functools.partial(running_disks, controller))
+    counters = Counters(controller, guests, lambda: pools.directories)
+    hosts = Hosts(consoles, guests, counters, _make_front(config))
     libvirt = LibvirtFace(
-        config, controller, segments, pools, volumes, consoles, host_uuid, sockets, inventories, keyring
+        config, controller, segments, pools, volumes, hosts, host_uuid, sockets, inventories, keyring
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -151,6 +165,7 @@ async def _serve(
         log.info("ready: %d hosts, libvirt on %s", len(parts), config.libvirt.socket)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(console.run()) for console in consoles.values()]
+            tasks += [group.create_task(guest.run()) for guest in guests.values()]
             tasks.append(group.create_task(controller.run()))
             tasks.append(group.create_task(controller.autostart(_boot_id())))
             tasks.append(group.create_task(volumes.tidy(leftovers)))
@@ -161,6 +176,7 @@ async def _serve(
                 task.cancel()
     finally:
         await libvirt.stop()
+        await counters.close()
         await control.stop()
         if provisioner is not None:
             await provisioner.stop()
@@ -249,6 +265,15 @@ def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:
         for name, host in config.hosts.items()
         if host.console is not None
     }
+
+
+def _make_front(config: Config) -> Front:
+    hosts = config.hosts.items()
+    return Front(
+        {name: CaptureScreen(name, Path(host.screen.path)) for name, host in hosts if host.screen},
+        {name: HidKeyboard(name, Path(host.keyboard.path)) for name, host in hosts if host.keyboard},
+        OF_LINUX,
+    )
 
 
 def make_private(directory: Path, mode: int) -> None:

@@ -106,6 +106,24 @@ class Console(Strict, frozen=True, kw_only=True):
     )  # kept on disk, twice: current and previous
 
 
+class GuestAgent(Strict, frozen=True, kw_only=True):
+    """The channel to the qemu-guest-agent in the host's OS: a tty (a USB gadget's), or a unix socket."""
+
+    path: str
+
+
+class Screen(Strict, frozen=True, kw_only=True):
+    """What captures the host's screen: the unix socket of a server that answers GET /snapshot (ustreamer)."""
+
+    path: str
+
+
+class Keyboard(Strict, frozen=True, kw_only=True):
+    """A keyboard plugged into the host: a USB HID gadget (/dev/hidg0), or a socket that takes its reports."""
+
+    path: str
+
+
 class Host(Strict, frozen=True, kw_only=True):
     """A physical server beside this agent."""
 
@@ -114,6 +132,9 @@ class Host(Strict, frozen=True, kw_only=True):
     provision: Provision | None = None
     nics: tuple[Nic, ...] = ()
     console: Console | None = None
+    guest_agent: GuestAgent | None = None
+    screen: Screen | None = None
+    keyboard: Keyboard | None = None
     memory_mib: Annotated[int, Meta(ge=64)] = 1024
     cpus: Annotated[int, Meta(ge=1, le=4096)] = 1
     cpu_model: str = "x86_64"

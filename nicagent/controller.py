@@ -293,6 +293,25 @@ class Controller:
         self._emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
         return status
 
+    async def rename(self, domain: Domain, cause: Cause) -> None:
+        """Keep this definition in place of that of the same UUID, under its new name.
+
+        Raises NOT_FOUND, WRONG_STATE (it runs, or is transient), EXISTS (the name is another's).
+        """
+        async with self._placing:
+            old = self.definition(domain.uuid)
+            if domain.uuid in self._active:
+                raise NicagentError(Kind.WRONG_STATE, "cannot rename active domain")
+            if any(other.name == domain.name for other in self._known()):
+                raise NicagentError(Kind.EXISTS, f"domain with name '{domain.name}' already exists")
+            before = self.domain(domain.uuid)
+            domain = replace(domain, persistent=True, autostart=old.autostart)
+            await self._store.put_domain(domain)
+            self._domains[domain.uuid] = domain
+        log.info("domain %s renamed to %s (%s)", old.name, domain.name, cause)
+        self._emit(event=DomainEvent.RENAMED_FROM, domain=before)
+        self._emit(event=DomainEvent.RENAMED, domain=self.domain(domain.uuid))
+
     # ---- disks and ports that come and go
 
     @contextlib.asynccontextmanager
@@ -508,12 +527,21 @@ class Controller:
         step = await self._occupied(uuid).ask(Event.RESET, cause)
         await step.acted
 
+    async def interrupt(self, uuid: str, cause: Cause) -> None:
+        """A diagnostic interrupt (NMI); returns once the BMC has agreed. Raises UNSUPPORTED without one."""
+        walker = self._occupied(uuid)
+        if walker.record.state is not HostState.RUNNING:
+            raise self._not_now(walker)
+        await walker.parts.power.apply(PowerAction.INTERRUPT, cause)
+
     # ---- power of hosts, for a technician
 
     async def power(self, host: str, action: PowerAction, cause: Cause) -> HostStatus:
         """Work the power of a host: through its domain where it has one, else directly."""
         walker = self._walker(host)
-        if walker.record.run is not None and action is PowerAction.OFF:
+        if action is PowerAction.INTERRUPT:
+            await walker.parts.power.apply(action, cause)
+        elif walker.record.run is not None and action is PowerAction.OFF:
             await (await walker.ask(Event.STOP, cause, until=STOPPED)).reached
         elif walker.record.run is not None and action is PowerAction.ON:
             if walker.record.state is not HostState.RUNNING:

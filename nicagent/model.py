@@ -26,6 +26,7 @@ class PowerAction(StrEnum):
     SHUTDOWN = "shutdown"  # graceful: ask the OS by the ACPI button; returns once asked, not once done
     RESET = "reset"  # hard reset of a host that is on
     PRESS = "press"  # a technician's short press of the button, whatever it then does
+    INTERRUPT = "interrupt"  # a diagnostic interrupt (NMI): what a stuck OS dumps its core by
 
 
 class HostState(StrEnum):
@@ -304,6 +305,8 @@ class DomainEvent(StrEnum):
     CRASHED = "crashed"
     FAILED = "failed"  # a start that was rolled back
     REBOOT = "reboot"
+    RENAMED_FROM = "renamed-from"  # told with the old name, right before…
+    RENAMED = "renamed"  # …this one with the new name
 
 
 @dataclass(frozen=True)

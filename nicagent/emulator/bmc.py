@@ -33,8 +33,10 @@ MESSAGE_LIMIT = 64 << 10  # bytes of one message of the chassis
 DONE, BUSY, UNKNOWN_COMMAND, SHORT, BAD_FIELD, DENIED = 0x00, 0xC0, 0xC1, 0xC7, 0xCC, 0xD4
 NOT_NOW, NO_PARAMETER, BAD_PRIVILEGE = 0xD5, 0x80, 0x81
 
-OrderName = Literal["on", "off", "cycle", "reset", "soft"]
-CONTROL: Mapping[int, OrderName] = {0: "off", 1: "on", 2: "cycle", 3: "reset", 5: "soft"}  # table 28-4
+OrderName = Literal["on", "off", "cycle", "reset", "interrupt", "soft"]
+CONTROL: Mapping[int, OrderName] = {  # table 28-4
+    0: "off", 1: "on", 2: "cycle", 3: "reset", 4: "interrupt", 5: "soft",
+}  # fmt: skip
 
 
 class Setup(msgspec.Struct, frozen=True):

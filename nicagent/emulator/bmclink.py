@@ -33,6 +33,7 @@ EVENTS: Mapping[OrderName, Event] = {
     "off": Event.ORDER_OFF,
     "cycle": Event.ORDER_CYCLE,
     "reset": Event.ORDER_RESET,
+    "interrupt": Event.ORDER_INTERRUPT,
     "soft": Event.ORDER_SOFT,
 }
 

@@ -41,6 +41,7 @@ class Event(StrEnum):
     ORDER_OFF = "order-off"
     ORDER_CYCLE = "order-cycle"
     ORDER_RESET = "order-reset"
+    ORDER_INTERRUPT = "order-interrupt"
     ORDER_SOFT = "order-soft"
     AC_LOST = "ac-lost"
     AC_BACK_STAY_OFF = "ac-back-stay-off"
@@ -56,6 +57,7 @@ class Action(StrEnum):
     ENTER_RESET = "enter-reset"
     LEAVE_RESET = "leave-reset"
     PULSE_RESET = "pulse-reset"
+    INTERRUPT = "interrupt"  # a diagnostic interrupt: an NMI on every processor
     LED_ON = "led-on"  # power good: the LED follows it
     LED_OFF = "led-off"
     WATCH_HOLD = "watch-hold"
@@ -148,6 +150,10 @@ TABLE: Mapping[tuple[Power, Event], Step] = {
     (P.CYCLING, E.ORDER_RESET): _impossible(P.CYCLING),
     (P.ON, E.ORDER_RESET): Step(P.ON, (A.PULSE_RESET,)),
     (P.NO_AC, E.ORDER_RESET): _impossible(P.NO_AC),
+    (P.OFF, E.ORDER_INTERRUPT): _impossible(P.OFF),
+    (P.CYCLING, E.ORDER_INTERRUPT): _impossible(P.CYCLING),
+    (P.ON, E.ORDER_INTERRUPT): Step(P.ON, (A.INTERRUPT,)),
+    (P.NO_AC, E.ORDER_INTERRUPT): _impossible(P.NO_AC),
     (P.OFF, E.ORDER_SOFT): _impossible(P.OFF),
     (P.CYCLING, E.ORDER_SOFT): _impossible(P.CYCLING),
     (P.ON, E.ORDER_SOFT): Step(P.ON, (A.ACPI_BUTTON,)),

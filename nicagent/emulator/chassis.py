@@ -13,12 +13,13 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nicagent.emulator.body import CYCLE_GAP, DEBOUNCE, OVERRIDE, Action, Event, Power, Verdict, step
 from nicagent.emulator.faults import BOUNCE_PERIOD, Fault
+from nicagent.emulator.front import CaptureServer, KeyEvent, KeyServer
 from nicagent.emulator.lines import LineBank, LineLog, LineServer, LineSpec
 from nicagent.emulator.netns import Tap
 from nicagent.emulator.qemu import Board, Wires
@@ -103,6 +104,7 @@ class Chassis:
         panel = settings.front_panel
         self.bank = LineBank(line_specs(panel), panel.on_holder_death)
         self.serial = SerialPort(directory / "console.sock", directory / "console.log")
+        self.guest = SerialPort(directory / "guest.sock", None) if settings.guest_agent else None
         self.power = Power.OFF
         self.boot = BootFlags()
         self.faults: dict[Fault, float] = {}
@@ -132,6 +134,11 @@ class Chassis:
                 stack.callback(tap.close)
                 self._taps.append(tap)
             await stack.enter_async_context(self.serial)
+            if self.guest is not None:
+                await stack.enter_async_context(self.guest)
+            if self.settings.vnc:
+                await stack.enter_async_context(CaptureServer(self.directory / "capture.sock", self._look))
+                await stack.enter_async_context(KeyServer(self.directory / "keyboard.sock", self._type))
             worker = asyncio.create_task(self._live(), name=f"chassis {self.settings.name}")
             stack.push_async_callback(self._end, worker)
             await stack.enter_async_context(LineServer(self.bank, self.directory / "lines.sock"))
@@ -197,12 +204,23 @@ class Chassis:
                 "lines_log": str(here / "lines.log"),
                 "slot": str(self.slot),
                 "vnc": str(here / "vnc.sock") if self.settings.vnc else None,
+                "capture": str(here / "capture.sock") if self.settings.vnc else None,
+                "keyboard": str(here / "keyboard.sock") if self.settings.vnc else None,
+                "guest": str(here / "guest.sock") if self.guest is not None else None,
             },
         }
 
     async def disks(self) -> list[dict[str, object]]:
         """Counters of the host's own view of its disks; empty while it is off."""
         return [] if self._board is None else await self._board.disk_counters()
+
+    async def _look(self) -> bytes | None:
+        """A PNG of the screen; None while it is dark."""
+        return None if self._board is None else await self._board.screendump()
+
+    async def _type(self, events: Sequence[KeyEvent]) -> None:
+        if self._board is not None:
+            await self._board.type(events)
 
     # Lines → events.
 
@@ -291,6 +309,8 @@ class Chassis:
                 if board is not None:
                     await board.cut()
                 self.serial.unplug()
+                if self.guest is not None:
+                    self.guest.unplug()
                 self._carrier(False)
             case Action.LED_ON | Action.LED_OFF:
                 self._pgood = action is Action.LED_ON
@@ -306,6 +326,8 @@ class Chassis:
                 await board.acpi_button()
             case Action.PULSE_RESET if board is not None:
                 await board.reset()
+            case Action.INTERRUPT if board is not None:
+                await board.interrupt()
             case Action.ENTER_RESET if board is not None:
                 await board.enter_reset()
             case Action.LEAVE_RESET if board is not None:
@@ -321,6 +343,7 @@ class Chassis:
             self.settings,
             wires,
             await self.serial.plug(),
+            guest=None if self.guest is None else await self.guest.plug(),
             in_reset=self.bank.level(panel.reset) == int(panel.reset_active_high),
             network_first=network_first,
             on_off=self._went_off,

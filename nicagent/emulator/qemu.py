@@ -23,6 +23,7 @@ from msgspec import Meta
 from qemu.qmp import QMPClient, QMPError
 
 from nicagent import proc
+from nicagent.emulator.front import KeyEvent
 from nicagent.emulator.netns import Tap
 from nicagent.emulator.settings import Chassis
 from nicagent.errors import Kind, NicagentError
@@ -109,9 +110,16 @@ def option(head: str, /, **fields: object) -> str:
 
 
 def arguments(
-    chassis: Chassis, wires: Wires, *, qmp: int, serial: int, accel: str, network_first: bool = False
+    chassis: Chassis,
+    wires: Wires,
+    *,
+    qmp: int,
+    serial: int,
+    guest: int | None = None,
+    accel: str,
+    network_first: bool = False,
 ) -> list[str]:
-    """QEMU's command line for this power-on; `qmp` and `serial` are descriptors that it inherits."""
+    """QEMU's command line for this power-on; `qmp`, `serial` and `guest` are descriptors that it inherits."""
     argv = ["qemu-system-x86_64", "-name", chassis.name, "-nodefaults", "-no-user-config"]
     argv += ["-machine", f"q35,accel={accel},smm=off,usb=off"]
     argv += ["-cpu", chassis.cpu or ("host" if accel == "kvm" else "qemu64")]
@@ -119,6 +127,9 @@ def arguments(
     argv += ["-chardev", option("socket", id="qmp", fd=qmp), "-mon", "chardev=qmp,mode=control"]
     argv += ["-chardev", option("socket", id="serial", fd=serial), "-serial", "chardev:serial"]
     argv += ["-device", "virtio-rng-pci"]
+    if guest is not None:
+        argv += ["-chardev", option("socket", id="guest", fd=guest), "-device", "virtio-serial-pci"]
+        argv += ["-device", option("virtserialport", chardev="guest", name="org.qemu.guest_agent.0")]
     argv += _screen(chassis, wires) + _identity(chassis) + _firmware(chassis, wires)
     argv += _slot_arguments(wires.slot) + _local_arguments(chassis)
     argv += _nic_arguments(chassis, wires, network_first=network_first)
@@ -133,7 +144,8 @@ def _screen(chassis: Chassis, wires: Wires) -> list[str]:
     if not chassis.vnc:
         return ["-display", "none", "-vga", "none"]
     vnc = f"unix:{wires.directory / 'vnc.sock'}"
-    return ["-vga", "std", "-display", "none", "-vnc", vnc, "-device", "qemu-xhci", "-device", "usb-kbd"]
+    # The keyboard is the i8042 that every q35 has: kernels of cloud images have no driver for USB.
+    return ["-vga", "std", "-display", "none", "-vnc", vnc]
 
 
 def _identity(chassis: Chassis) -> list[str]:
@@ -225,8 +237,10 @@ def _nic_arguments(chassis: Chassis, wires: Wires, *, network_first: bool) -> li
 class Board:
     """One power-on."""
 
-    def __init__(self, process: asyncio.subprocess.Process, qmp: QMPClient) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, qmp: QMPClient, directory: Path) -> None:
         self._process = process
+        self._directory = directory
+        self._looking = asyncio.Lock()
         self._qmp = qmp
         self._watch: asyncio.Task[None] | None = None
         self._cut = False
@@ -239,6 +253,7 @@ class Board:
         wires: Wires,
         serial: socket.socket,
         *,
+        guest: socket.socket | None = None,
         in_reset: bool,
         network_first: bool,
         on_off: OnOff,
@@ -249,14 +264,23 @@ class Board:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         console = wires.directory / "qemu.log"
-        with theirs, serial:
-            argv = arguments(chassis, wires, qmp=theirs.fileno(), serial=serial.fileno(), accel=accelerator())
+        with theirs, serial, guest or contextlib.nullcontext():
+            argv = arguments(
+                chassis,
+                wires,
+                qmp=theirs.fileno(),
+                serial=serial.fileno(),
+                guest=None if guest is None else guest.fileno(),
+                accel=accelerator(),
+                network_first=network_first,
+            )
             if in_reset:
                 argv.append("-S")
             for tap in wires.taps:
                 tap.drain()
             began = console.stat().st_size if console.exists() else 0
-            fds = (theirs.fileno(), serial.fileno(), *(tap.fileno() for tap in wires.taps))
+            ends = [theirs, serial, *([] if guest is None else [guest])]
+            fds = (*(end.fileno() for end in ends), *(tap.fileno() for tap in wires.taps))
             process = await proc.spawn(argv, log=console, pass_fds=fds)
         qmp = QMPClient(chassis.name)
         try:
@@ -275,7 +299,7 @@ class Board:
                 f"the board of {chassis.name} did not start: {said[0] if said else error}",
                 f"see {console}",
             ) from None
-        board = cls(process, qmp)
+        board = cls(process, qmp, wires.directory)
         board._watch = asyncio.create_task(board._follow(on_off), name=f"board {chassis.name}")
         return board
 
@@ -284,6 +308,29 @@ class Board:
 
     async def reset(self) -> None:
         await self._execute("system_reset")
+
+    async def interrupt(self) -> None:
+        await self._execute("inject-nmi")
+
+    async def type(self, events: Sequence[KeyEvent]) -> None:
+        """Keys of the keyboard go down and up, in this order; `qcode` names them (QAPI's QKeyCode)."""
+        keys = [
+            {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": qcode}}}
+            for qcode, down in events
+        ]
+        await self._execute("input-send-event", {"events": keys})
+
+    async def screendump(self) -> bytes | None:
+        """A PNG of the screen; None when there is none any more."""
+        path = self._directory / "screen.png"
+        async with self._looking:
+            try:
+                await self._execute("screendump", {"filename": str(path), "format": "png"})
+                return path.read_bytes()
+            except OSError:
+                return None
+            finally:
+                path.unlink(missing_ok=True)
 
     async def enter_reset(self) -> None:
         """Reset asserted: nothing runs until it is let go."""
@@ -325,10 +372,10 @@ class Board:
     def pid(self) -> int:
         return self._process.pid
 
-    async def _execute(self, command: str) -> None:
+    async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> None:
         try:
             async with asyncio.timeout(QMP_DEADLINE):
-                await self._qmp.execute(command)
+                await self._qmp.execute(command, arguments)
         except (QMPError, TimeoutError) as error:  # the board is going down at this very moment, or is stuck
             log.warning("%s: QMP %s: %s", self._qmp.name, command, error)
 

@@ -47,10 +47,10 @@ class _End(asyncio.Protocol):
 class SerialPort:
     """`async with` it; `plug()` gives QEMU's end of a fresh wire for each power-on."""
 
-    def __init__(self, path: Path, log: Path) -> None:
+    def __init__(self, path: Path, log: Path | None) -> None:
         self.path = path
         self._log_path = log
-        self._log = log.open("ab", buffering=0)
+        self._log = log.open("ab", buffering=0) if log is not None else None
         self._server: asyncio.Server | None = None
         self._client: _End | None = None
         self._hosted: _End | None = None
@@ -68,7 +68,8 @@ class SerialPort:
         self.unplug()
         if self._client is not None and self._client.transport is not None:
             self._client.transport.abort()
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     async def plug(self) -> socket.socket:
         """A new wire; the caller passes the returned end to QEMU and closes its own copy."""
@@ -96,7 +97,7 @@ class SerialPort:
             self._hosted = None
 
     def from_host(self, data: bytes) -> None:
-        if not self._log.closed:
+        if self._log is not None and self._log_path is not None and not self._log.closed:
             self._log.write(data)
             if self._log.tell() > LOG_LIMIT:
                 self._log.close()

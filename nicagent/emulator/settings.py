@@ -104,7 +104,9 @@ class Chassis(Strict, frozen=True, kw_only=True):
     local_disks: tuple[LocalDisk, ...] = ()
     direct_kernel: DirectKernel | None = None
     bmc: Bmc | None = None
-    vnc: bool = False  # a screen, and its VNC server on <dir>/vnc.sock
+    # A screen and a keyboard: VNC on <dir>/vnc.sock, `GET /snapshot` on capture.sock, HID on keyboard.sock
+    vnc: bool = False
+    guest_agent: bool = False  # a port org.qemu.guest_agent.0 for the OS, its outer end <dir>/guest.sock
     after_ac: Literal["off", "on", "last"] = "off"  # what the board does when mains come back
 
 

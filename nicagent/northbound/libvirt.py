@@ -6,12 +6,15 @@ intents. Nothing here knows hardware.
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from hypervisor_shim.driver import (
+    AgentLifecycleEvent,
     ByteStream,
     Caller,
     ConsoleFlags,
@@ -35,16 +38,20 @@ from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Config
 from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
-from nicagent.errors import NicagentError
+from nicagent.counters import Counters
+from nicagent.errors import Kind, NicagentError
+from nicagent.hostlink.contract import GuestLink
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
 from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.netdevs import Netdevs
 from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_block import MetalBlock
+from nicagent.northbound.libvirt_control import Front, MetalControl
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed
+from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
 from nicagent.northbound.libvirt_network import MetalNetworks
 from nicagent.northbound.libvirt_node import MetalNode
@@ -52,6 +59,7 @@ from nicagent.northbound.libvirt_nodedev import MetalNodeDevices
 from nicagent.northbound.libvirt_nwfilter import MetalNwFilters
 from nicagent.northbound.libvirt_secret import MetalSecrets
 from nicagent.northbound.libvirt_snapshot import MetalSnapshots
+from nicagent.northbound.libvirt_statistics import MetalStatistics
 from nicagent.northbound.libvirt_storage import MetalStorage
 from nicagent.northbound.libvirt_words import cause_of, translated
 from nicagent.pools import Pools
@@ -59,6 +67,16 @@ from nicagent.segments import Segments
 from nicagent.volumes import Volumes
 
 log = logging.getLogger("nicagent.libvirt")
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """What is wired to each host beside power, disks and ports."""
+
+    consoles: Mapping[str, SerialConsole]
+    guests: Mapping[str, GuestLink]
+    counters: Counters
+    front: Front
 
 
 class MetalDriver(Driver):
@@ -71,14 +89,14 @@ class MetalDriver(Driver):
         segments: Segments,
         pools: Pools,
         volumes: Volumes,
-        consoles: Mapping[str, SerialConsole],
+        hosts: Hosts,
         host_uuid: str,
         inventories: Inventories,
         keyring: Keyring,
     ) -> None:
         self._config = config
         self._controller = controller
-        self._consoles = consoles
+        self._consoles = hosts.consoles
         self._pools = pools.paths
         self._infos: dict[bytes, DomainInfo] = {}
         self._by_name: dict[str, bytes] = {}
@@ -103,6 +121,11 @@ class MetalDriver(Driver):
         self.snapshots = self._snapshots = MetalSnapshots(ground, self._block)
         self.nwfilters = MetalNwFilters(controller)
         self.interfaces = MetalInterfaces(Netdevs())
+        self.statistics = MetalStatistics(ground, hosts.counters)
+        self._guest = self.guest = MetalGuest(ground, segments, hosts.guests)
+        self.control = MetalControl(ground, hosts.front, self._rename)
+        for host, link in hosts.guests.items():
+            link.watch(functools.partial(self._guest_came_or_went, host))
 
     def close(self) -> None:
         """Stop following the controller and the inventories."""
@@ -132,7 +155,7 @@ class MetalDriver(Driver):
         status = change.domain
         if status is None:
             return
-        if change.event is DomainEvent.UNDEFINED and status.id is None:
+        if change.event in (DomainEvent.UNDEFINED, DomainEvent.RENAMED_FROM) and status.id is None:
             info = self._forget(status)
         else:
             # A stopped transient domain is gone from the controller once it is told so.
@@ -148,6 +171,12 @@ class MetalDriver(Driver):
             else:
                 kind, detail = EVENTS[change.event]
                 sink.event(LifecycleEvent(info, kind, detail))
+
+    def _guest_came_or_went(self, host: str, connected: bool) -> None:
+        domain = self._controller.host(host).domain
+        info = None if domain is None else self._infos.get(uuid.UUID(domain).bytes)
+        if info is not None and info.id >= 0:
+            self._publish(AgentLifecycleEvent(info, 1 if connected else 2, 2))
 
     def _exists(self, status: DomainStatus) -> bool:
         try:
@@ -277,16 +306,36 @@ class MetalDriver(Driver):
         await self._act(uuid, self._controller.destroy, cause_of(caller, "destroy"))
 
     async def shutdown(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
+        if flags & ShutdownFlags.GUEST_AGENT:
+            await self._guest.power_down(caller, uuid, "powerdown")
+            return
         _only_acpi(flags, "shutdown")
         await self._act(uuid, self._controller.shutdown, cause_of(caller, "shutdown"))
 
     async def reboot(self, caller: Caller, uuid: bytes, flags: ShutdownFlags) -> None:
         """Graceful, as libvirt means it: the OS goes down by the power button, then the host comes up."""
+        if flags & ShutdownFlags.GUEST_AGENT:
+            await self._guest.power_down(caller, uuid, "reboot")
+            return
         _only_acpi(flags, "reboot")
         await self._act(uuid, self._controller.reboot, cause_of(caller, "reboot"))
 
     async def reset(self, caller: Caller, uuid: bytes) -> None:
         await self._act(uuid, self._controller.reset, cause_of(caller, "reset"))
+
+    async def inject_nmi(self, caller: Caller, uuid: bytes) -> None:
+        """By the BMC's diagnostic interrupt, where there is a BMC."""
+        self._definition(uuid)
+        with translated():
+            try:
+                await self._controller.interrupt(_text(uuid), cause_of(caller, "inject-nmi"))
+            except NicagentError as e:
+                if e.kind is not Kind.UNSUPPORTED:
+                    raise
+                raise error(Code.OPERATION_UNSUPPORTED, str(e)) from None
+
+    async def _rename(self, domain: Domain, caller: Caller) -> None:
+        await self._controller.rename(domain, cause_of(caller, "rename"))
 
     async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
         self._definition(uuid)

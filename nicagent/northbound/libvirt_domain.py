@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from hypervisor_shim.driver import (
+    DefinedDetail,
     DomainInfo,
     Lifecycle,
     ShutdownDetail,
@@ -18,6 +19,7 @@ from hypervisor_shim.driver import (
     StartedDetail,
     State,
     StoppedDetail,
+    UndefinedDetail,
 )
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml import domain_def
@@ -250,6 +252,8 @@ EVENTS: Mapping[DomainEvent, tuple[Lifecycle, int]] = {
     DomainEvent.DEFINED: (Lifecycle.DEFINED, 0),
     DomainEvent.UPDATED: (Lifecycle.DEFINED, 1),
     DomainEvent.UNDEFINED: (Lifecycle.UNDEFINED, 0),
+    DomainEvent.RENAMED_FROM: (Lifecycle.UNDEFINED, UndefinedDetail.RENAMED),
+    DomainEvent.RENAMED: (Lifecycle.DEFINED, DefinedDetail.RENAMED),
     DomainEvent.STARTED: (Lifecycle.STARTED, StartedDetail.BOOTED),
     DomainEvent.SHUTDOWN: (Lifecycle.SHUTDOWN, ShutdownDetail.FINISHED),
     DomainEvent.STOPPED: (Lifecycle.STOPPED, StoppedDetail.SHUTDOWN),

@@ -18,12 +18,11 @@ from hypervisor_shim.server import Server
 from hypervisor_shim.tls import Tls, TlsFiles
 from nicagent import config as settings
 from nicagent.config import Config
-from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
-from nicagent.northbound.libvirt import MetalDriver
+from nicagent.northbound.libvirt import Hosts, MetalDriver
 from nicagent.pools import Pools
 from nicagent.segments import Segments
 from nicagent.volumes import Volumes
@@ -50,7 +49,7 @@ class LibvirtFace:
         segments: Segments,
         pools: Pools,
         volumes: Volumes,
-        consoles: Mapping[str, SerialConsole],
+        hosts: Hosts,
         host_uuid: str,
         sockets: Mapping[str, Sequence[socket.socket]],
         inventories: Inventories,
@@ -59,7 +58,7 @@ class LibvirtFace:
         self._config = config.libvirt
         self._sockets = sockets
         self._driver = MetalDriver(
-            config, controller, segments, pools, volumes, consoles, host_uuid, inventories, keyring
+            config, controller, segments, pools, volumes, hosts, host_uuid, inventories, keyring
         )
         self._server = Server(self._driver, policy=policy(config.libvirt), audit=_audit)
 

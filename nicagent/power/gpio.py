@@ -136,6 +136,12 @@ class GpioPowerDriver(PowerDriver):
     # ---- actions
 
     async def _act(self, action: PowerAction, cause: Cause) -> None:
+        if action is PowerAction.INTERRUPT:
+            raise NicagentError(
+                Kind.UNSUPPORTED,
+                f"host {self._host}: the front panel has no line for a diagnostic interrupt",
+                "a BMC can (driver ipmi)",
+            )
         panel, config = self._claimed(), self._config
         says = await self._known()
         if (action, says) in ALREADY_SO:

@@ -41,6 +41,7 @@ _OP: Mapping[tuple[PowerAction, Power], Op] = {
     (PowerAction.OFF, Power.ON): "off",
     (PowerAction.SHUTDOWN, Power.ON): "soft",
     (PowerAction.RESET, Power.ON): "reset",
+    (PowerAction.INTERRUPT, Power.ON): "interrupt",
     # IPMI has no button to press, so what a press would do is asked for.
     (PowerAction.PRESS, Power.OFF): "on",
     (PowerAction.PRESS, Power.ON): "soft",

@@ -16,7 +16,7 @@ from nicagent.config import IpmiPower
 
 END_SECONDS = 2.0  # for a worker to log out before it is killed
 
-Op = Literal["status", "on", "off", "reset", "soft"]
+Op = Literal["status", "on", "off", "reset", "soft", "interrupt"]
 Fault = Literal["silent", "denied", "unsupported", "state", "refused"]
 
 

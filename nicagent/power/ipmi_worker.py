@@ -12,10 +12,10 @@ Its standard input is a socket, used both ways:
     → {"id": 2, "op": "soft"}
     ← {"id": 2, "ok": false, "fault": "unsupported", "text": "the BMC refuses soft: …"}
 
-Ops: status, on, off, reset, soft. Faults: `silent` (no answer, session lost), `denied` (login or privilege),
-`unsupported`, `state` (not in the host's present state), `refused` (anything else that the BMC says). After
-`silent` and `denied` the process ends: its session is worth nothing any more. When its socket is closed it
-logs out and ends, within EXIT_SECONDS also while pyghmi blocks.
+Ops: status, on, off, reset, soft, interrupt. Faults: `silent` (no answer, session lost), `denied` (login or
+privilege), `unsupported`, `state` (not in the host's present state), `refused` (anything else that the BMC
+says). After `silent` and `denied` the process ends: its session is worth nothing any more. When its socket is
+closed it logs out and ends, within EXIT_SECONDS also while pyghmi blocks.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ OPS: Mapping[str, tuple[int, tuple[int, ...]]] = {
     "on": (0x02, (0x01,)),
     "reset": (0x02, (0x03,)),
     "soft": (0x02, (0x05,)),
+    "interrupt": (0x02, (0x04,)),  # pulse diagnostic interrupt
 }
 
 # Sent once and never again: a second copy of these does harm where a BMC does not notice that it is a copy (a
 # second ACPI button press makes some systems switch off at once). A lost datagram is then a missed deadline.
-ONCE = frozenset({"reset", "soft"})
+ONCE = frozenset({"reset", "soft", "interrupt"})
 
 # Completion codes (IPMI 2.0, table 5-2) that mean something to us.
 FAULTS: Mapping[int, str] = {

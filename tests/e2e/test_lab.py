@@ -74,3 +74,10 @@ def test_segments_filters_and_interfaces_are_what_the_kernel_says() -> None:
 @pytest.mark.timeout(240)
 def test_other_projects_clients_drive_a_live_agent() -> None:
     run_inside("test_clients.py", 220)
+
+
+@pytest.mark.root
+@pytest.mark.guest
+@pytest.mark.timeout(420)
+def test_the_os_on_metal_is_asked_through_its_own_agent() -> None:
+    run_inside("test_guest_agent.py", 400, lab="guest.toml")

@@ -47,7 +47,7 @@ def test_nothing_wakes_a_board_without_mains(event: Event) -> None:
 
 def test_a_bmc_hears_what_cannot_be_done() -> None:
     refused = {e for e in Event if step(Power.OFF, e).verdict is Verdict.IMPOSSIBLE}
-    assert refused == {Event.ORDER_CYCLE, Event.ORDER_RESET, Event.ORDER_SOFT}
+    assert refused == {Event.ORDER_CYCLE, Event.ORDER_RESET, Event.ORDER_INTERRUPT, Event.ORDER_SOFT}
 
 
 @given(st.lists(st.sampled_from(list(Event)), max_size=60))
