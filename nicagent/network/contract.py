@@ -15,6 +15,7 @@ Errors: NOT_FOUND (segment, device), UNAVAILABLE (missing program, no privilege,
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Sequence
 
 from nicagent.model import PortBinding, PortStatus
@@ -23,6 +24,16 @@ from nicagent.model import PortBinding, PortStatus
 # that it takes none of the tenant's addresses; the same everywhere, so that a host keeps it when it moves to
 # another agent; and therefore never seen on an overlay. 169.254.169.254 is left to the metadata service.
 RESPONDER = "169.254.169.253"
+
+
+_LABEL = re.compile(r"[^A-Za-z0-9-]+")
+
+
+def hostname(name: str) -> str:
+    """What DHCP tells a host it is called: the nearest DNS label to a domain's name (RFC 1123 §2.1), empty
+    if nothing is left of it.
+    """
+    return _LABEL.sub("-", name)[:63].strip("-")
 
 
 def bridge_name(vni: int) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from nicagent.config import Segment
 from nicagent.dnsmasq import Dnsmasq, common_lines
 from nicagent.model import PortBinding
-from nicagent.network.contract import RESPONDER
+from nicagent.network.contract import RESPONDER, hostname
 
 LEASE = "12h"
-_LABEL = re.compile(r"[^A-Za-z0-9-]+")
 
 
 def config_text(segment: Segment, bridge: str, index: int, user: str, bindings: Iterable[PortBinding]) -> str:
@@ -38,11 +36,6 @@ def config_text(segment: Segment, bridge: str, index: int, user: str, bindings: 
         name = hostname(binding.hostname)
         lines.append(f"dhcp-host={binding.mac},id:*,{binding.ipv4}" + (f",{name}" if name else ""))
     return "\n".join(lines) + "\n"
-
-
-def hostname(name: str) -> str:
-    """The nearest DNS label to a domain's name (RFC 1123 §2.1), empty if nothing is left of it."""
-    return _LABEL.sub("-", name)[:63].strip("-")
 
 
 def responder(folder: Path, vni: int) -> Dnsmasq:

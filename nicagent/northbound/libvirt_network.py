@@ -22,7 +22,7 @@ from hypervisor_shim.xml.network_update import updated
 from nicagent.controller import Controller
 from nicagent.errors import NicagentError
 from nicagent.model import Domain, PortBinding
-from nicagent.network.contract import bridge_name
+from nicagent.network.contract import bridge_name, hostname
 from nicagent.northbound.libvirt_words import cause_of, translated
 from nicagent.northbound.segment_xml import NAMESPACE, to_definition, to_network
 from nicagent.segments import Definition, Record, SegmentEvent, Segments
@@ -94,7 +94,7 @@ class MetalNetworks(Networks):
                 address=binding.ipv4,
                 prefix=prefix,
                 mac=binding.mac,
-                hostname=binding.hostname,
+                hostname=hostname(binding.hostname) or None,
             )
             for _, binding in self._bound(record)
             if mac is None or binding.mac == mac.lower()

@@ -13,6 +13,7 @@ from nicagent.config import Segment
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Port, PortBinding
 from nicagent.network import dhcp, record
+from nicagent.network.contract import hostname
 
 BLUE = Segment(vni=100, cidr="10.100.0.0/22", range=("10.100.0.10", "10.100.0.99"), mtu=1450)
 
@@ -24,7 +25,7 @@ def _bound(name: str, number: int = 1) -> PortBinding:
 
 @given(st.text(max_size=200))
 def test_a_domains_name_becomes_a_label_or_nothing(name: str) -> None:
-    label = dhcp.hostname(name)
+    label = hostname(name)
     assert label == "" or re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", label)
     text = dhcp.config_text(BLUE, "na-br100", 7, "nobody", [_bound(name)])
     assert text.count("\n") == dhcp.config_text(BLUE, "na-br100", 7, "nobody", [_bound("x")]).count("\n")
@@ -35,7 +36,7 @@ def test_a_domains_name_becomes_a_label_or_nothing(name: str) -> None:
     [("metal-1", "metal-1"), ("my_vm", "my-vm"), ("a,b\nport=53", "a-b-port-53"), ("-x-", "x"), ("日本", "")],
 )
 def test_names_keep_what_dns_allows(name: str, label: str) -> None:
-    assert dhcp.hostname(name) == label
+    assert hostname(name) == label
 
 
 def test_the_configuration_says_what_the_segment_is() -> None:
