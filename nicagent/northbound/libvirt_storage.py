@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from hypervisor_shim.driver import Caller, Event, Opened, PoolEvent, PoolRefreshEvent
 from hypervisor_shim.driver.events import Defined
@@ -27,14 +26,26 @@ from hypervisor_shim.driver.storage import (
     no_volume,
 )
 from hypervisor_shim.driver.stream import Hole
-from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.xml.storage_pool import Permissions, PoolDef, format_pool
-from hypervisor_shim.xml.storage_volume import Backing, Timestamps, VolumeDef, format_volume
+from hypervisor_shim.xml.storage_volume import Backing, VolumeDef, format_volume
 from nicagent.errors import NicagentError
 from nicagent.model import VolumeFormat
+from nicagent.northbound import libvirt_storage_words as words
+from nicagent.northbound.libvirt_storage_words import (
+    builds,
+    info_of,
+    record_of,
+    ref_of,
+    rights_of,
+    times_of,
+    unsupported,
+    uuid_of,
+    wish_of,
+)
 from nicagent.northbound.libvirt_words import cause_of, translated
 from nicagent.pools import PoolChange, PoolRecord, Pools
-from nicagent.volumes import Download, Upload, Volume, Volumes, VolumeWish
+from nicagent.volumes import Download, Upload, Volume, Volumes
 
 _EVENTS: Mapping[PoolChange, Defined] = {
     PoolChange.DEFINED: Defined.DEFINED,
@@ -45,22 +56,10 @@ _EVENTS: Mapping[PoolChange, Defined] = {
     PoolChange.DELETED: Defined.DELETED,
 }
 
-#: libvirt's pool types, all but one refused.
-_TYPES = (
-    "dir", "fs", "netfs", "logical", "disk", "iscsi", "iscsi-direct", "scsi", "mpath", "rbd", "sheepdog",
-    "gluster", "zfs", "vstorage",
-)  # fmt: skip
-#: An ISO image is a raw one to whoever serves its blocks.
-_FORMATS = {"raw": VolumeFormat.RAW, "iso": VolumeFormat.RAW, "qcow2": VolumeFormat.QCOW2}
 #: libvirt's wiping algorithms by number.
 _ALGORITHMS = (
     "zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim",
 )  # fmt: skip
-_CLUSTER = 64 << 10  # bytes, of the qcow2 volumes that are made here
-
-
-def _unsupported(detail: str, code: Code = Code.CONFIG_UNSUPPORTED) -> LibvirtError:
-    return error(code, detail, origin=Origin.STORAGE)
 
 
 class MetalStorage(Storage):
@@ -82,22 +81,22 @@ class MetalStorage(Storage):
     # ---- reading ---------------------------------------------------------------------------------
 
     def pools(self) -> Iterable[PoolInfo]:
-        return [_info(record) for record in self._pools.records()]
+        return [info_of(record) for record in self._pools.records()]
 
     def pool(self, uuid: bytes) -> PoolInfo | None:
         try:
-            return _info(self._pools.record(_text(uuid)))
+            return info_of(self._pools.record(uuid_of(uuid)))
         except NicagentError:
             return None
 
     def pool_by_name(self, name: str) -> PoolInfo | None:
         try:
-            return _info(self._pools.named(name))
+            return info_of(self._pools.named(name))
         except NicagentError:
             return None
 
     def capabilities(self) -> str:
-        return _capabilities()
+        return words.capabilities()
 
     async def room(self, uuid: bytes) -> PoolRoom:
         """A pool whose directory is gone (a mount that is missing) is told so, without sizes."""
@@ -118,29 +117,29 @@ class MetalStorage(Storage):
         )
         rights = None
         if room.state is PoolState.RUNNING:
-            rights = _rights(Path(record.path))
+            rights = rights_of(Path(record.path))
         return format_pool(definition, room.capacity, room.allocation, room.available, rights)
 
     async def pool_by_path(self, path: str) -> PoolInfo:
         for record in self._pools.records():
             if Path(record.path) == Path(path):
-                return _info(record)
+                return info_of(record)
         detail = f"no storage pool with matching target path '{path}'"
         raise error(Code.NO_STORAGE_POOL, detail, origin=Origin.STORAGE)
 
     async def sources(self, type: str, source: str | None) -> str:
         detail = f"pool type '{type}' does not support source discovery"
-        raise _unsupported(detail, Code.NO_SUPPORT)
+        raise unsupported(detail, Code.NO_SUPPORT)
 
     async def volumes(self, uuid: bytes) -> Sequence[VolumeRef]:
         record = self._record(uuid)
         with translated(Origin.STORAGE):
-            return [_ref(record, found) for found in await self._volumes.list(record.uuid)]
+            return [ref_of(record, found) for found in await self._volumes.list(record.uuid)]
 
     async def volume(self, uuid: bytes, name: str) -> VolumeRef:
         record = self._record(uuid)
         with translated(Origin.STORAGE):
-            return _ref(record, await self._volumes.look_up(record.uuid, name))
+            return ref_of(record, await self._volumes.look_up(record.uuid, name))
 
     async def volume_by_key(self, key: str) -> VolumeRef:
         return await self._at(key, "key")
@@ -153,7 +152,7 @@ class MetalStorage(Storage):
             pool, found = await self._volumes.at(path)
         except NicagentError:
             raise no_volume(path, what) from None
-        return _ref(self._pools.record(pool), found)
+        return ref_of(self._pools.record(pool), found)
 
     async def volume_info(self, volume: VolumeRef) -> VolumeInfo:
         _, found = await self._find(volume)
@@ -164,13 +163,13 @@ class MetalStorage(Storage):
         backing = None
         if found.backing is not None:
             path = found.backing.path
-            backing = Backing(str(path), found.backing.format.value, _rights(path))
+            backing = Backing(str(path), found.backing.format.value, rights_of(path))
         definition = VolumeDef(
             found.name,
             found.capacity,
             format=found.format.value,
             backing=backing,
-            permissions=_rights(found.path),
+            permissions=rights_of(found.path),
             compat="1.1" if found.format is VolumeFormat.QCOW2 else None,
         )
         return format_volume(
@@ -178,7 +177,7 @@ class MetalStorage(Storage):
             str(found.path),
             allocation=found.allocation,
             physical=found.physical,
-            timestamps=_times(found.path),
+            timestamps=times_of(found.path),
         )
 
     async def volume_path(self, volume: VolumeRef) -> str:
@@ -189,26 +188,26 @@ class MetalStorage(Storage):
 
     async def define_pool(self, caller: Caller, definition: PoolDef) -> PoolInfo:
         with translated(Origin.STORAGE):
-            wanted = _record_of(definition)
-            return _info(await self._pools.define(wanted, cause_of(caller, "pool-define")))
+            wanted = record_of(definition)
+            return info_of(await self._pools.define(wanted, cause_of(caller, "pool-define")))
 
     async def create_pool(self, caller: Caller, definition: PoolDef, flags: StartFlags) -> PoolInfo:
         with translated(Origin.STORAGE):
-            wanted = _record_of(definition)
+            wanted = record_of(definition)
             cause = cause_of(caller, "pool-create")
-            return _info(await self._pools.create(wanted, cause, build=_builds(flags)))
+            return info_of(await self._pools.create(wanted, cause, build=builds(flags)))
 
     async def start_pool(self, caller: Caller, uuid: bytes, flags: StartFlags) -> None:
         with translated(Origin.STORAGE):
             cause = cause_of(caller, "pool-start")
-            await self._pools.start(_text(uuid), cause, build=_builds(flags))
+            await self._pools.start(uuid_of(uuid), cause, build=builds(flags))
 
     async def build_pool(self, caller: Caller, uuid: bytes, flags: BuildFlags) -> None:
         if flags:
             detail = "a directory is made, it is not formatted, resized or repaired"
-            raise _unsupported(detail, Code.ARGUMENT_UNSUPPORTED)
+            raise unsupported(detail, Code.ARGUMENT_UNSUPPORTED)
         with translated(Origin.STORAGE):
-            await self._pools.build(_text(uuid), cause_of(caller, "pool-build"))
+            await self._pools.build(uuid_of(uuid), cause_of(caller, "pool-build"))
 
     async def stop_pool(self, caller: Caller, uuid: bytes) -> None:
         record = self._record(uuid)
@@ -222,21 +221,21 @@ class MetalStorage(Storage):
     async def delete_pool(self, caller: Caller, uuid: bytes, flags: int) -> None:
         if flags:
             detail = "a pool's directory is removed when it is empty, there is nothing to overwrite"
-            raise _unsupported(detail, Code.ARGUMENT_UNSUPPORTED)
+            raise unsupported(detail, Code.ARGUMENT_UNSUPPORTED)
         with translated(Origin.STORAGE):
-            await self._pools.delete(_text(uuid), cause_of(caller, "pool-delete"))
+            await self._pools.delete(uuid_of(uuid), cause_of(caller, "pool-delete"))
 
     async def undefine_pool(self, caller: Caller, uuid: bytes) -> None:
         with translated(Origin.STORAGE):
-            await self._pools.undefine(_text(uuid), cause_of(caller, "pool-undefine"))
+            await self._pools.undefine(uuid_of(uuid), cause_of(caller, "pool-undefine"))
 
     async def refresh_pool(self, caller: Caller, uuid: bytes) -> None:
         with translated(Origin.STORAGE):
-            await self._pools.refresh(_text(uuid))
+            await self._pools.refresh(uuid_of(uuid))
 
     async def set_pool_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
         with translated(Origin.STORAGE):
-            await self._pools.set_autostart(_text(uuid), autostart, cause_of(caller, "pool-autostart"))
+            await self._pools.set_autostart(uuid_of(uuid), autostart, cause_of(caller, "pool-autostart"))
 
     # ---- acting on volumes -----------------------------------------------------------------------
 
@@ -244,26 +243,26 @@ class MetalStorage(Storage):
         self, caller: Caller, uuid: bytes, definition: VolumeDef, flags: VolumeCreateFlags
     ) -> VolumeRef:
         record = self._record(uuid)
-        wish = _wish(definition, flags)
+        wish = wish_of(definition, flags)
         with translated(Origin.STORAGE):
             made = await self._volumes.create(record.uuid, wish, cause_of(caller, "vol-create"))
-        return _ref(record, made)
+        return ref_of(record, made)
 
     async def clone_volume(
         self, caller: Caller, uuid: bytes, definition: VolumeDef, source: VolumeRef, flags: VolumeCreateFlags
     ) -> VolumeRef:
         record = self._record(uuid)
-        wish = _wish(definition, flags)
+        wish = wish_of(definition, flags)
         original, _ = await self._find(source)
         with translated(Origin.STORAGE):
             named = (original.uuid, source.name)
             made = await self._volumes.clone(record.uuid, wish, named, cause_of(caller, "vol-clone"))
-        return _ref(record, made)
+        return ref_of(record, made)
 
     async def delete_volume(self, caller: Caller, volume: VolumeRef, flags: VolumeDeleteFlags) -> None:
         record, found = await self._find(volume)
         if flags & VolumeDeleteFlags.WITH_SNAPSHOTS:
-            raise _unsupported("snapshots are not kept inside of volumes here", Code.ARGUMENT_UNSUPPORTED)
+            raise unsupported("snapshots are not kept inside of volumes here", Code.ARGUMENT_UNSUPPORTED)
         with translated(Origin.STORAGE):
             cause = cause_of(caller, "vol-delete")
             if flags & VolumeDeleteFlags.ZEROED:
@@ -292,7 +291,7 @@ class MetalStorage(Storage):
             )
         if algorithm != WIPE_ZERO:
             detail = f"'{_ALGORITHMS[algorithm]}' algorithm not supported; volumes are overwritten with zeros"
-            raise _unsupported(detail, Code.ARGUMENT_UNSUPPORTED)
+            raise unsupported(detail, Code.ARGUMENT_UNSUPPORTED)
         record, found = await self._find(volume)
         with translated(Origin.STORAGE):
             await self._volumes.wipe(record.uuid, found.name, cause_of(caller, "vol-wipe"))
@@ -323,7 +322,7 @@ class MetalStorage(Storage):
 
     def _record(self, raw: bytes) -> PoolRecord:
         try:
-            return self._pools.record(_text(raw))
+            return self._pools.record(uuid_of(raw))
         except NicagentError:
             raise no_pool(raw) from None
 
@@ -393,130 +392,3 @@ class _Giving:
 
     async def close(self) -> None:
         await self._download.close()
-
-
-# ---- between libvirt's words and ours ------------------------------------------------------------
-
-
-def _text(raw: bytes) -> str:
-    return str(uuid.UUID(bytes=raw))
-
-
-def _info(record: PoolRecord) -> PoolInfo:
-    return PoolInfo(
-        uuid.UUID(record.uuid).bytes, record.name, "dir", record.active, record.persistent, record.autostart
-    )
-
-
-def _ref(record: PoolRecord, found: Volume) -> VolumeRef:
-    return VolumeRef(record.name, found.name, str(found.path))
-
-
-def _record_of(definition: PoolDef) -> PoolRecord:
-    if definition.type != "dir":
-        raise _unsupported(f"pools of type '{definition.type}' are not served here; type 'dir' is")
-    assert definition.path is not None
-    rights = definition.permissions
-    return PoolRecord(
-        _text(definition.uuid),
-        definition.name,
-        definition.path,
-        mode=rights.mode,
-        owner=rights.owner,
-        group=rights.group,
-    )
-
-
-def _builds(flags: StartFlags) -> bool:
-    if flags & StartFlags.WITH_BUILD_OVERWRITE:
-        raise _unsupported("a directory is made, it is not formatted", Code.ARGUMENT_UNSUPPORTED)
-    return bool(flags)
-
-
-#: Features of qcow2 that only permit something. virt-install permits late reference counts for every volume
-#: it makes; ours are never late, so that a disk needs no repair after a crash, and its document says so.
-_HINTS = frozenset({"lazy_refcounts"})
-
-
-def _wish(definition: VolumeDef, flags: VolumeCreateFlags) -> VolumeWish:
-    """What is asked for, or why it cannot be."""
-    if "/" in definition.name:
-        detail = f"volume name '{definition.name}' cannot contain '/'"
-        raise error(Code.OPERATION_INVALID, detail, origin=Origin.STORAGE)
-    form = _FORMATS.get(definition.format)
-    unknown = [feature for feature in definition.features if feature not in _HINTS]
-    refusals = (
-        (form is None, f"volumes of format '{definition.format}' are not made here; raw and qcow2 are"),
-        (definition.type not in ("file", "dir"), f"volume type '{definition.type}'; a volume is a file here"),
-        (definition.encrypted, "encrypted volumes are not served here"),
-        (definition.nocow, "<nocow/> is not honoured here"),
-        (definition.compat not in (None, "1.1"), f"compat {definition.compat} of qcow2; 1.1 is made here"),
-        (
-            definition.cluster_size not in (None, _CLUSTER),
-            f"clusters of {definition.cluster_size} bytes; {_CLUSTER} are made here",
-        ),
-        (bool(unknown), f"<{', '.join(unknown)}> of qcow2 is not used here"),
-        (bool(flags & VolumeCreateFlags.REFLINK), "sharing blocks with what a volume is made from"),
-    )
-    for refused, why in refusals:
-        if refused:
-            raise _unsupported(why)
-    assert form is not None
-    capacity = definition.capacity or 0
-    if form is VolumeFormat.RAW:
-        whole = definition.allocation is None or definition.allocation >= capacity
-    else:
-        whole = bool(flags & VolumeCreateFlags.PREALLOC_METADATA)
-    backing = None
-    if definition.backing is not None:
-        base = definition.backing
-        known = _FORMATS.get(base.format) if base.format is not None else None
-        if base.format is not None and known is None:
-            raise _unsupported(f"a backing file of format '{base.format}'; raw and qcow2 are served")
-        backing = (Path(base.path), known)
-    rights = definition.permissions
-    return VolumeWish(
-        definition.name,
-        capacity,
-        form,
-        backing,
-        preallocate=whole,
-        mode=rights.mode,
-        owner=-1 if rights.owner is None else rights.owner,
-        group=-1 if rights.group is None else rights.group,
-    )
-
-
-def _rights(path: Path) -> Permissions:
-    try:
-        facts = path.stat()
-    except OSError:
-        return Permissions()
-    return Permissions(facts.st_mode & 0o7777, facts.st_uid, facts.st_gid)
-
-
-def _times(path: Path) -> Timestamps | None:
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return Timestamps(
-        *(
-            f"{ns // 1_000_000_000}.{ns % 1_000_000_000:09}"
-            for ns in (facts.st_atime_ns, facts.st_mtime_ns, facts.st_ctime_ns)
-        )
-    )
-
-
-def _capabilities() -> str:
-    lines = ["<storagepoolCapabilities>"]
-    for name in _TYPES:
-        supported = name == "dir"
-        lines.append(f"  <pool type='{escape(name)}' supported='{'yes' if supported else 'no'}'>")
-        if supported:
-            lines += ["    <volOptions>", "      <defaultFormat type='raw'/>"]
-            lines.append("      <enum name='targetFormatType'>")
-            lines += [f"        <value>{form}</value>" for form in ("raw", "qcow2")]
-            lines += ["      </enum>", "    </volOptions>"]
-        lines.append("  </pool>")
-    return "\n".join([*lines, "</storagepoolCapabilities>", ""])
