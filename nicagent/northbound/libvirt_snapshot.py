@@ -232,7 +232,5 @@ def _chosen(disks: Sequence[Disk], request: SnapshotRequest, name: str) -> list[
 
 
 def _path(base: str, name: str) -> str:
-    """Beside the file that it stands on, under a name that says what it is to the pool."""
-    old = Path(base)
-    stem = old.name.removesuffix(".qcow2").removesuffix(".raw").removesuffix(".img")
-    return str(old.with_name(f"{stem}.{name}.qcow2"))
+    """Beside the file that it stands on, under the name that libvirt gives it."""
+    return f"{Path(base).with_suffix('')}.{name}"

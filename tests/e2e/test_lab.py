@@ -81,3 +81,9 @@ def test_other_projects_clients_drive_a_live_agent() -> None:
 @pytest.mark.timeout(420)
 def test_the_os_on_metal_is_asked_through_its_own_agent() -> None:
     run_inside("test_guest_agent.py", 400, lab="guest.toml")
+
+
+@pytest.mark.root
+@pytest.mark.timeout(180)
+def test_disks_of_running_hosts_are_snapshot_copied_and_committed() -> None:
+    run_inside("test_live_disks.py", 170, boots=False)

@@ -60,7 +60,7 @@ class Running:
         """The file of the root disk now, as the live document says it."""
         shown = self.virsh("domblklist", NAME).splitlines()
         (line,) = [line for line in shown if line.split()[0] == "vda"]
-        return Path(line.split()[1])
+        return self.pool / line.split()[1]  # a volume goes by its name
 
     def edges(self) -> list[dict[str, object]]:
         return [edge for line in (BUTTON, RESET) for edge in self.chassis.waveform(line)]
