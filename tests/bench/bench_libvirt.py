@@ -1,7 +1,9 @@
-"""libvirt calls a second: `domain.info()` through libvirt-python, beside libvirtd's `test:///default`.
+"""The libvirt face beside libvirtd's test driver: calls, listings, statistics, TLS, events, memory.
 
-Each client is a process of its own on a unix socket; the two servers take turns of well under a
-second, so that whatever else the machine does hits both. The medians are over all turns.
+Both servers have the same thousand domains, one of them called `test`, none of them running. Real clients
+(libvirt-python, virsh) give the first rows; the others are measured by raw packets (`libvirt_load`), where
+the client costs little and is the same for both, so that the server is what is measured. The two servers take
+turns of well under a second, so that whatever else the machine does hits both; medians over all turns.
 """
 
 from __future__ import annotations
@@ -10,20 +12,29 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from nicagent import pki
+from tests.bench.libvirt_load import DEFINE, Server, text
 from tests.e2e.harness import answers
 from tests.hypervisor_shim import libvirtd as peer
 
-SLICE = 1.0  # seconds of calls to one server before it is the other's turn
-SLICES = 5  # per run and server
-CLIENTS = (1, 8)
+SLICE = 0.6  # seconds of calls to one server before it is the other's turn
+SLICES = 4  # per run and server
+DOMAINS = 1000
+IDLE = 200  # clients whose memory is measured
+SUBSCRIBERS = 100
+EVENTS = 5  # per run
+CLIENTS = (1, 8)  # of libvirt-python
 _CONFIG = """
 [agent]
 state_dir = "{directory}/state"
@@ -37,21 +48,35 @@ pins = "socket:{directory}/none"
 [hosts.h0.storage]
 transport = "virtio"
 slot = "{directory}/slot"
+[libvirt.tls]
+listen = "127.0.0.1:{port}"
+ca = "{pki}/cacert.pem"
+certificate = "{pki}/servercert.pem"
+key = "{pki}/serverkey.pem"
 """
-_DOMAIN = """
-<domain type='kvm'><name>test</name><memory unit='GiB'>8</memory><vcpu>2</vcpu>
-<os><type>hvm</type></os></domain>
+_PEER_CONFIG = """
+listen_tls = 1
+listen_tcp = 0
+listen_addr = "127.0.0.1"
+tls_port = "{port}"
+auth_tls = "none"
+ca_file = "{pki}/cacert.pem"
+cert_file = "{pki}/servercert.pem"
+key_file = "{pki}/serverkey.pem"
 """
+_DOMAIN = """<domain type='{kind}'><name>{name}</name><uuid>{uuid}</uuid><memory unit='GiB'>8</memory>
+<vcpu>2</vcpu><os><type>hvm</type></os></domain>"""
 _ME = "tests.bench.bench_libvirt"
 
 
 def client(uri: str, seconds: float) -> None:
-    """Say ready; at every line of standard input call for so long, and print the calls a second."""
+    """A libvirt-python client: say ready; at every line of standard input call for so long, and print the
+    calls a second."""
     import libvirt
 
     conn = libvirt.open(uri)
     info = conn.lookupByName("test").info
-    print("ready", flush=True)
+    print('"ready"', flush=True)
     for _ in sys.stdin:
         calls, began = 0, time.perf_counter()
         end = began + seconds
@@ -63,97 +88,241 @@ def client(uri: str, seconds: float) -> None:
     conn.close()
 
 
+# ---- the servers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """A server that runs: ours or the peer."""
+
+    pid: int
+    uri: str  # for stock clients
+    unix: Server
+    tls: Server
+    kind: str  # of its domains
+
+
+def document(kind: str, number: int) -> str:
+    name = f"metal-{number}" if number else "test"
+    uuid = f"6c1a2f00-0000-4000-8000-{number:012x}"
+    return _DOMAIN.format(kind=kind, name=name, uuid=uuid)
+
+
 @contextlib.contextmanager
-def agent(directory: Path) -> Iterator[str]:
-    """A real agent with one host that is not there and one domain, `test`; its URI."""
-    config = directory / "nicagent.toml"
-    config.write_text(_CONFIG.format(directory=directory))
+def defined(server: Server, kind: str, first: int) -> Iterator[None]:
+    """Define the domains. libvirtd's test driver forgets them with its last client, so this one stays."""
+    definer = server.connect()
+    for number in range(first, DOMAINS):
+        definer.call(DEFINE, text(document(kind, number)))
+    yield
+    definer.sock.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def agent(directory: Path, certificates: Path) -> Iterator[Side]:
+    """A real agent with one host that is not there, and the domains."""
+    config, port = directory / "nicagent.toml", free_port()
+    config.write_text(_CONFIG.format(directory=directory, port=port, pki=certificates))
     argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
-    uri = f"nic+unix:///system?socket={directory}/run/libvirt-sock"
+    path = directory / "run/libvirt-sock"
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         for _ in range(1000):
-            if answers(directory / "run/libvirt-sock"):
+            if answers(path):
                 break
             assert process.poll() is None, (directory / "log").read_text()
             time.sleep(0.02)
-        define = ["virsh", "-q", "-c", uri, "define", "/dev/stdin"]
-        subprocess.run(define, input=_DOMAIN, text=True, check=True, capture_output=True)
-        yield uri
+        unix = Server("nic:///system", path=str(path))
+        tls = Server("nic:///system", port=port, pki=str(certificates))
+        with defined(unix, "kvm", 0):
+            yield Side(process.pid, f"nic+unix:///system?socket={path}", unix, tls, "kvm")
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", _ME, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+@contextlib.contextmanager
+def libvirtd(directory: Path, certificates: Path) -> Iterator[Side]:
+    """libvirtd with a test driver of the same domains; `test` is there anyway."""
+    port = free_port()
+    more = _PEER_CONFIG.format(port=port, pki=certificates)
+    with peer.libvirtd(directory, (), more, "--listen") as daemon:
+        pid = int((directory / "pid").read_text())
+        unix = Server("test:///default", path=str(daemon.path))
+        tls = Server("test:///default", port=port, pki=str(certificates))
+        with defined(unix, "test", 1):
+            yield Side(pid, daemon.uri, unix, tls, "test")
 
 
-class Clients:
-    """So many clients of one server, connected and waiting for the word."""
+# ---- clients -----------------------------------------------------------------------------------------
 
-    def __init__(self, uri: str, count: int) -> None:
-        self._processes = [_start("client", uri, str(SLICE)) for _ in range(count)]
-        for process in self._processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n", f"a client could not connect to {uri}"
 
-    def calls_a_second(self) -> float:
-        """Of all clients together, over one slice that they begin at the same moment."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        return sum(float(process.stdout.readline()) for process in self._processes if process.stdout)
+class Process:
+    """A client, or many, in a process of their own: an order a line, an answer a line."""
+
+    def __init__(self, *argv: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.answer() == "ready", "a client could not connect"
+
+    def order(self, what: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
 
     def end(self) -> None:
-        for process in self._processes:
-            process.communicate()
+        self._process.communicate()
+
+
+def load(server: Server, count: int) -> Process:
+    order = {"server": asdict(server), "count": count, "domain": "test"}
+    return Process("tests.bench.libvirt_load", json.dumps(order))
+
+
+Sides = dict[str, Side]  # ours, and the peer where there is one
+Figures = dict[str, list[float]]  # of each side
+
+
+def python_clients(sides: Sides, count: int, turns: int) -> Figures:
+    """Calls a second of so many libvirt-python clients together."""
+    groups = {
+        who: [Process(_ME, "client", side.uri, str(SLICE)) for _ in range(count)]
+        for who, side in sides.items()
+    }
+    rates: Figures = {who: [] for who in sides}
+    for _ in range(turns):
+        for who, group in groups.items():
+            for each in group:
+                each.order({})
+            rates[who].append(sum(each.answer() for each in group))
+    for group in groups.values():
+        for each in group:
+            each.end()
+    return rates
+
+
+def raw_clients(
+    sides: Sides, count: int, turns: int, call: str = "info", server: Callable[[Side], Server] | None = None
+) -> tuple[Figures, Figures]:
+    """Calls a second of so many connections, and the 99th percentile of the calls' times in ms."""
+    loads = {who: load(server(side) if server else side.unix, count) for who, side in sides.items()}
+    rates: Figures = {who: [] for who in sides}
+    late: Figures = {who: [] for who in sides}
+    for _ in range(turns):
+        for who, each in loads.items():
+            each.order({"call": call, "seconds": SLICE})
+            answer = each.answer()
+            rates[who].append(answer["rate"])
+            late[who].append(answer["p99"])
+    for each in loads.values():
+        each.end()
+    return rates, late
+
+
+def virsh_list(sides: Sides, runs: int) -> Figures:
+    """Seconds that `virsh list --all` takes, start to end."""
+    took: Figures = {who: [] for who in sides}
+    for _ in range(runs):
+        for who, side in sides.items():
+            began = time.perf_counter()
+            argv = ["virsh", "-q", "-c", side.uri, "list", "--all"]
+            done = subprocess.run(argv, capture_output=True, text=True, check=True)
+            took[who].append(time.perf_counter() - began)
+            assert len(done.stdout.splitlines()) == DOMAINS, "virsh lists all of them"
+    return took
+
+
+def events(sides: Sides, runs: int) -> Figures:
+    """Milliseconds from a definition's call until every subscriber was told, the slowest of each run."""
+    took: Figures = {who: [] for who in sides}
+    for who, side in sides.items():
+        loaded = load(side.unix, SUBSCRIBERS + 1)
+        for _ in range(runs):
+            loaded.order({"events": document(side.kind, 1), "times": EVENTS})
+            took[who].append(max(loaded.answer()))
+        loaded.end()
+    return took
+
+
+def idle_memory(sides: Sides) -> Figures:
+    """KiB of the server's resident memory per client that is connected and does nothing."""
+    found: Figures = {}
+    for who, side in sides.items():
+        warm = [side.unix.connect() for _ in range(IDLE // 4)]
+        before = _resident(side.pid)
+        idle = [side.unix.connect() for _ in range(IDLE)]
+        found[who] = [(_resident(side.pid) - before) / IDLE]
+        for each in warm + idle:
+            each.sock.close()
+    return found
+
+
+def _resident(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+# ---- rows --------------------------------------------------------------------------------------------
 
 
 def rows(runs: int) -> list[dict[str, object]]:
-    """A row per number of clients. Without a libvirtd that can run here, the peer's columns are None."""
-    rates: dict[tuple[str, int], list[float]] = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="bn-") as ours,
-        tempfile.TemporaryDirectory(prefix="bl-") as theirs,
-        agent(Path(ours)) as uri,
-    ):
+    """All rows. Without a libvirtd that can run here, the peer's columns are None."""
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bp-")))
+        pki.make_authority(home)
+        pki.issue_server(home, ["127.0.0.1"], home / "servercert.pem", home / "serverkey.pem")
+        pki.issue_client(home, "bench", home)
+        ours, theirs = (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bn-"))) for _ in "ab")
+        sides = {"ours": stack.enter_context(agent(ours, home))}
         if peer.missing() is None:
-            with peer.libvirtd(Path(theirs)) as daemon:
-                _measure({"ours": uri, "peer": daemon.uri}, runs, rates)
-        else:
-            _measure({"ours": uri}, runs, rates)
-    return [_row(clients, rates) for clients in CLIENTS]
+            sides["peer"] = stack.enter_context(libvirtd(theirs, home))
+        return list(_rows(sides, runs))
 
 
-def _measure(uris: dict[str, str], runs: int, rates: dict[tuple[str, int], list[float]]) -> None:
+def _rows(sides: Sides, runs: int) -> Iterator[dict[str, object]]:
+    turns = runs * SLICES
+    yield _row(f"libvirt: memory of an idle client, of {IDLE}", idle_memory(sides), "KiB", more=False)
     for count in CLIENTS:
-        groups = {who: Clients(uri, count) for who, uri in uris.items()}
-        try:
-            for _ in range(runs * SLICES):
-                for who, clients in groups.items():
-                    rates.setdefault((who, count), []).append(clients.calls_a_second())
-        finally:
-            for clients in groups.values():
-                clients.end()
+        name = f"libvirt calls, {count} client{'s' if count > 1 else ''}"
+        yield _row(name, python_clients(sides, count, turns), "calls/s")
+    for count in (1, 8, 64):
+        rates, late = raw_clients(sides, count, turns)
+        yield _row(f"libvirt calls, {count} raw connection{'s' if count > 1 else ''}", rates, "calls/s")
+    yield _row("libvirt call time at 64 connections, p99", late, "ms", more=False)
+    rates, _ = raw_clients(sides, 8, turns, server=lambda side: side.tls)
+    yield _row("libvirt calls over TLS, 8 raw connections", rates, "calls/s")
+    for call, name in (("list", "listAllDomains"), ("stats", "state of all domains")):
+        rates, _ = raw_clients(sides, 1, turns, call)
+        yield _row(f"libvirt {name} of {DOMAINS:,}", rates, "calls/s")
+    name = f"virsh list --all of {DOMAINS:,}"
+    yield _row(name, virsh_list(sides, runs), "s", more=False)
+    name = f"libvirt event to {SUBSCRIBERS} subscribers, the last one"
+    yield _row(name, events(sides, runs), "ms", more=False)
 
 
-def _row(clients: int, rates: dict[tuple[str, int], list[float]]) -> dict[str, object]:
-    ours = round(statistics.median(rates["ours", clients]))
-    measured = rates.get(("peer", clients))
-    theirs = round(statistics.median(measured)) if measured else None
+def _row(name: str, figures: Figures, unit: str, *, more: bool = True) -> dict[str, object]:
+    ours = statistics.median(figures["ours"])
+    theirs = statistics.median(figures["peer"]) if "peer" in figures else None
+    digits = 0 if ours >= 1000 else 2
     return {
-        "name": f"libvirt calls, {clients} client{'s' if clients > 1 else ''}",
-        "ours": ours,
-        "peer": theirs,
-        "peer_name": "libvirtd test:///default",
+        "name": name,
+        "ours": round(ours, digits),
+        "peer": None if theirs is None else round(theirs, digits),
+        "peer_name": "libvirtd, test driver",
         "ratio": round(ours / theirs, 2) if theirs else None,
-        "unit": "calls/s",
-        "higher_is_better": True,
+        "unit": unit,
+        "higher_is_better": more,
     }
 
 
@@ -163,7 +332,7 @@ def main() -> None:
     caller = commands.add_parser("client")
     caller.add_argument("uri")
     caller.add_argument("seconds", type=float)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.command == "client":
         client(arguments.uri, arguments.seconds)

@@ -47,6 +47,7 @@ class Server:
         sock: socket.socket
         if self.path:
             sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(20)
             sock.connect(self.path)
         else:
             sock = socket.create_connection(("127.0.0.1", self.port))

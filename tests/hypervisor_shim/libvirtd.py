@@ -25,7 +25,8 @@ mount -t tmpfs none /run
 for d in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
     [ -d $d ] && mount -t tmpfs none $d
 done
-exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid"
+home=$1; shift
+exec libvirtd -f "$home/libvirtd.conf" -p "$home/pid" "$@"
 """
 
 
@@ -66,16 +67,19 @@ def _driver(name: str) -> Path:
 
 
 @contextmanager
-def libvirtd(directory: Path, drivers: Iterable[str] = ()) -> Iterator[Libvirtd]:
+def libvirtd(
+    directory: Path, drivers: Iterable[str] = (), more: str = "", *arguments: str
+) -> Iterator[Libvirtd]:
     """Runs until the block ends. `directory`: not below /run, and short enough for a socket address.
-    `drivers`: those of libvirt's real ones that shall be there beside the test driver, such as `secret`."""
-    (directory / "libvirtd.conf").write_text(_CONFIG.format(dir=directory))
+    `drivers`: those of libvirt's real ones that shall be there beside the test driver, such as `secret`.
+    `more`: lines of its config, `arguments`: of its command."""
+    (directory / "libvirtd.conf").write_text(_CONFIG.format(dir=directory) + more)
     chosen = directory / "drivers"  # the test driver is built in; the others look at the machine
     chosen.mkdir(exist_ok=True)
     for name in drivers:
         (chosen / f"libvirt_driver_{name}.so").symlink_to(_driver(name))
     daemon = subprocess.Popen(
-        ["unshare", "-m", "--propagation", "private", "sh", "-c", _START, "sh", str(directory)],
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", _START, "sh", str(directory), *arguments],
         env={**os.environ, "LIBVIRT_DRIVER_DIR": str(chosen)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
