@@ -271,6 +271,27 @@ class Remembered(Record):
         out.extend(map(self._bytes, values))
 
 
+class Ready(Codec):
+    """A value, or bytes that it was written to before by `written`."""
+
+    def __init__(self, inner: Codec) -> None:
+        self._inner = inner
+
+    def written(self, value: Any) -> bytes:
+        out: list[bytes] = []
+        self._inner.write(value, out)
+        return b"".join(out)
+
+    def read(self, buf: bytes, pos: int, end: int) -> tuple[Any, int]:
+        return self._inner.read(buf, pos, end)
+
+    def write(self, value: Any, out: list[bytes]) -> None:
+        if type(value) is bytes:
+            out.append(value)
+        else:
+            self._inner.write(value, out)
+
+
 INT = Scalar("i")
 UINT = Scalar("I")
 HYPER = Scalar("q")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from hypervisor_shim.calls.checks import (
@@ -32,11 +33,13 @@ from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import (
     HYPER,
     INT,
+    LIST_MAX,
     TEXT,
     TYPED_PARAM,
     UHYPER,
     UINT,
     Array,
+    Ready,
     Record,
     Tag,
 )
@@ -299,18 +302,31 @@ def _present(
             yield f"{prefix}.{name}", Tag.ULLONG, value
 
 
-_GROUPS: tuple[tuple[Groups, Callable[[DomainInfo, Counters], Iterator[Param]]], ...] = (
-    (Groups.STATE, _state_params),
-    (Groups.CPU, _cpu_params),
-    (Groups.BALLOON, _balloon_params),
-    (Groups.VCPU, _vcpu_params),
-    (Groups.INTERFACE, _interface_params),
-    (Groups.BLOCK, _block_params),
+_GROUPS: tuple[tuple[int, Callable[[DomainInfo, Counters], Iterator[Param]]], ...] = (
+    (int(Groups.STATE), _state_params),
+    (int(Groups.CPU), _cpu_params),
+    (int(Groups.BALLOON), _balloon_params),
+    (int(Groups.VCPU), _vcpu_params),
+    (int(Groups.INTERFACE), _interface_params),
+    (int(Groups.BLOCK), _block_params),
 )
 _NOTHING = Counters()
 
 
-async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) -> list[tuple[Any, Any]]:
+_RECORD = Ready(Record(NONNULL_DOMAIN, Array(TYPED_PARAM)))
+
+
+def _params(info: DomainInfo, counters: Counters, wanted: int) -> list[Param]:
+    return [param for group, tell in _GROUPS if wanted & group for param in tell(info, counters)]
+
+
+@lru_cache(maxsize=LIST_MAX)
+def _at_rest(info: DomainInfo, wanted: int) -> bytes:
+    """The record of a domain of which nothing is counted: the same until something about it changes."""
+    return _RECORD.written((domain_value(info), _params(info, _NOTHING, wanted)))
+
+
+async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) -> list[Any]:
     bits = flags & 0xFFFFFFFF
     known_flags(bits, LIST_FLAGS | _ENFORCE | _BACKING | _NOWAIT, "virConnectGetAllDomainStats")
     driver = session.driver
@@ -320,21 +336,21 @@ async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) 
             Code.ARGUMENT_UNSUPPORTED,
             f"Stats types bits 0x{stats & ~groups:x} are not supported by this daemon",
         )
-    wanted = stats or groups
+    wanted = int(stats or groups)
     if refs:
         infos = [info for ref in refs if (info := driver.domain(ref[0])) is not None]
     else:
         infos = selected(driver.domains(), bits & LIST_FLAGS, driver.snapshots)
-    known = {}
+    known: dict[bytes, Counters] = {}
     if driver.statistics is not None and wanted != Groups.STATE:
         uuids = [info.uuid for info in infos]
         known = dict(await driver.statistics.counters(uuids, wait=not bits & _NOWAIT))
-    found, telling = [], [tell for group, tell in _GROUPS if wanted & group]
-    for info in infos:
-        counters = known.get(info.uuid, _NOTHING)
-        params = [param for tell in telling for param in tell(info, counters)]
-        found.append((domain_value(info), params))
-    return found
+    return [
+        _at_rest(info, wanted)
+        if (counters := known.get(info.uuid)) is None and info.cpu_time_ns is None
+        else (domain_value(info), _params(info, counters or _NOTHING, wanted))
+        for info in infos
+    ]
 
 
 # ---- control and jobs ----------------------------------------------------------------------------
@@ -391,7 +407,7 @@ _ACT = Kind.ACT
 _PARAMS = Record(Array(TYPED_PARAM), INT)
 ROWS = [
     Procedure(344, "virConnectGetAllDomainStats", _all_stats, Record(Array(DOMAIN), UINT, INT),
-              Array(Record(NONNULL_DOMAIN, Array(TYPED_PARAM))), True, _ACT),
+              Array(_RECORD), True, _ACT),
     Procedure(64, "virDomainBlockStats", _block_stats, Record(DOMAIN, TEXT), Record(*[HYPER] * 5), True,
               _ACT),
     Procedure(243, "virDomainBlockStatsFlags", _block_stats_flags, Record(DOMAIN, TEXT, INT, UINT), _PARAMS,
