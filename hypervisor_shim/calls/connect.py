@@ -36,6 +36,8 @@ _SASL_DATA_MAX = 65_536
 #: Features a client may ask for (libvirt: virDrvFeature). Passing file descriptors (8) is not among them.
 _TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK = 9, 10, 14, 15
 _NETWORK_UPDATE_ORDER = 16  # virNetworkUpdate's arguments come in the order in which they are named
+#: Migration protocol 3, of domains that do not run, with typed parameters: of a driver with `migration`.
+_COLD_MOVES = frozenset((6, 12, 13))
 _FEATURES = frozenset(
     (_TYPED_PARAM_STRINGS, _KEEPALIVE, _EVENT_CALLBACK, _CLOSE_CALLBACK, _NETWORK_UPDATE_ORDER)
 )
@@ -132,6 +134,8 @@ def _close(session: Session) -> None:
 def _supports_feature(session: Session, feature: int) -> int:
     if feature == _KEEPALIVE:
         session.want_keepalive()
+    if feature in _COLD_MOVES:
+        return int(session.driver.migration is not None)
     return int(feature in _FEATURES)
 
 

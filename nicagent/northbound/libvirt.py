@@ -53,6 +53,7 @@ from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_
 from nicagent.northbound.libvirt_ground import Ground, parsed
 from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
+from nicagent.northbound.libvirt_migration import MetalMigration
 from nicagent.northbound.libvirt_network import MetalNetworks
 from nicagent.northbound.libvirt_node import MetalNode
 from nicagent.northbound.libvirt_nodedev import MetalNodeDevices
@@ -123,6 +124,7 @@ class MetalDriver(Driver):
         self.interfaces = MetalInterfaces(Netdevs())
         self.statistics = MetalStatistics(ground, hosts.counters)
         self._guest = self.guest = MetalGuest(ground, segments, hosts.guests)
+        self.migration = MetalMigration(ground, hosts.counters)
         self.control = MetalControl(ground, hosts.front, self._rename)
         for host, link in hosts.guests.items():
             link.watch(functools.partial(self._guest_came_or_went, host))

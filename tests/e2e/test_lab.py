@@ -77,6 +77,12 @@ def test_other_projects_clients_drive_a_live_agent() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.timeout(120)
+def test_a_domain_moves_cold_between_two_agents() -> None:
+    run_inside("test_cold_move.py", 110, boots=False)
+
+
+@pytest.mark.root
 @pytest.mark.guest
 @pytest.mark.timeout(420)
 def test_the_os_on_metal_is_asked_through_its_own_agent() -> None:
