@@ -16,7 +16,7 @@ from hypervisor_shim.xml.sysinfo import format_sysinfo
 from nicagent.inventory import Inventory
 from nicagent.northbound.machine_xml import Machine, common_cpu
 
-_TYPES = (None, "kvm", "qemu")
+_TYPES = ("kvm", "qemu")
 
 
 class MetalNode(Node):
@@ -28,7 +28,7 @@ class MetalNode(Node):
 
     def max_vcpus(self, type: str | None) -> int:
         """Those of the largest host: no domain spans two."""
-        if type not in _TYPES:
+        if type is not None and type.lower() not in _TYPES:
             raise error(Code.INVALID_ARG, f"unknown type '{type}'")
         return max(each.host.cpus for each in self._machines())
 

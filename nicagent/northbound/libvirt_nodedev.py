@@ -121,7 +121,7 @@ def devices_of(machines: Sequence[Machine], host_uuid: str) -> Iterator[Device]:
         return
     yield Device(ROOT, None, System(uuid=host_uuid))
     for machine in machines:
-        yield from _host(machine, f"{ROOT}_{_plain(machine.name)}", ROOT, f"{_plain(machine.name)}_")
+        yield from _host(machine, f"{ROOT}_{machine.name}", ROOT, f"{machine.name}_")
 
 
 def _host(machine: Machine, name: str, parent: str | None, prefix: str) -> Iterator[Device]:

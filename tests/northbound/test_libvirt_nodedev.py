@@ -36,13 +36,13 @@ async def test_what_a_host_tells_is_told_on(tmp_path: Path) -> None:
     await inventories.report("metal-2", told("0000:00:02.0", product="R650"))
 
     assert events == [
-        NodeDeviceEvent("metal_2_pci_0000_00_01_0", Created.CREATED),
-        NodeDeviceEvent("metal_2_pci_0000_00_02_0", Created.CREATED),
-        NodeDeviceEvent("metal_2_pci_0000_00_01_0", Created.DELETED),
-        NodeDeviceUpdateEvent("computer_metal_2"),
+        NodeDeviceEvent("metal-2_pci_0000_00_01_0", Created.CREATED),
+        NodeDeviceEvent("metal-2_pci_0000_00_02_0", Created.CREATED),
+        NodeDeviceEvent("metal-2_pci_0000_00_01_0", Created.DELETED),
+        NodeDeviceUpdateEvent("computer_metal-2"),
     ]
-    assert devices.device("metal_2_pci_0000_00_01_0") is None
+    assert devices.device("metal-2_pci_0000_00_01_0") is None
     with pytest.raises(LibvirtError) as caught:
-        await devices.detach(TESTER, "metal_2_pci_0000_00_02_0", None, "virNodeDeviceDettach")
+        await devices.detach(TESTER, "metal-2_pci_0000_00_02_0", None, "virNodeDeviceDettach")
     assert caught.value.code is Code.OPERATION_UNSUPPORTED
     await store.close()

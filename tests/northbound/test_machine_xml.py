@@ -108,6 +108,13 @@ def node(*machines: Machine, free: tuple[str, ...] = ()) -> MetalNode:
     return MetalNode(lambda: machines, lambda: frozenset(free))
 
 
+def test_one_domain_has_at_most_the_cpus_of_the_largest_host() -> None:
+    two = node(machine(), machine("metal-2", cpus=64))
+    assert (two.max_vcpus(None), two.max_vcpus("KVM"), len(two.cpu_map())) == (64, 64, 80)
+    with pytest.raises(LibvirtError, match="unknown type 'lxc'"):
+        two.max_vcpus("lxc")
+
+
 def test_free_memory_is_that_of_free_hosts() -> None:
     two = node(machine(), machine("metal-2"), free=("metal-2",))
     assert two.cells_free_memory() == [0, 4 << 30]
@@ -219,6 +226,12 @@ def test_the_same_addresses_in_two_boxes_are_two_devices() -> None:
     for name, parent in parents.items():
         assert parent in seen, f"{name} comes before its parent"
         seen.add(name)
+
+
+def test_hosts_whose_names_are_nearly_the_same_keep_their_own_devices() -> None:
+    machines = [machine("metal-1", inventory=FULL), machine("metal.1", inventory=FULL)]
+    names = [each.name for each in devices_of(machines, UUID)]
+    assert len(set(names)) == len(names) == 9
 
 
 def test_a_chain_as_long_as_a_report_may_be_is_a_chain() -> None:
