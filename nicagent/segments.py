@@ -101,7 +101,7 @@ class Segments:
         known = {record.name: record for record in await self._store.objects(KIND, Record)}
         for record in known.values():
             if record.wired and record.name not in self._config.segments:
-                await self._store.drop_object(KIND, record.uuid)
+                await self._note(record, gone=True)
             if not record.wired and record.name in self._config.segments:
                 raise NicagentError(
                     Kind.INVALID,
@@ -112,7 +112,9 @@ class Segments:
             record = known.get(name) or Record(str(uuid.uuid4()), name, autostart=True, wired=True)
             wired = _wired(name, segment, record.config)
             record = replace(record, config=wired, live=wired)
-            await self._keep(record)
+            if record != known.get(name):
+                await self._note(record)
+            self._remember(record)
         for record in known.values():
             if not record.wired:
                 await self._revive(record, used)
@@ -125,10 +127,24 @@ class Segments:
                 live = record.config
             record = replace(record, live=live, boot=self._boot)
             if live is None and record.config is None:
-                await self._store.drop_object(KIND, record.uuid)  # transient, and its boot is over
+                await self._note(record, gone=True)  # transient, and its boot is over
                 return
-            await self._store.put_object(KIND, record.uuid, record.name, record)
+            await self._note(record)
         self._remember(record)
+
+    async def _note(self, record: Record, *, gone: bool = False) -> None:
+        """Make durable what follows from the config and the boot: a full disk must not keep the agent from
+        watching over running hosts, and the next start comes to the same.
+        """
+        try:
+            if gone:
+                await self._store.drop_object(KIND, record.uuid)
+            else:
+                await self._store.put_object(KIND, record.uuid, record.name, record)
+        except NicagentError as e:
+            if e.kind is not Kind.NO_SPACE:
+                raise
+            log.error("segment %s cannot be noted: %s", record.name, e)
 
     def _refuse_shared_vnis(self) -> None:
         taken: dict[int, str] = {}
