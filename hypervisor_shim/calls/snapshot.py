@@ -166,7 +166,8 @@ def _xml(session: Session, ref: SnapshotRef, flags: int) -> str:
             Code.OPERATION_DENIED, "virDomainSnapshotGetXMLDesc with secure flag", origin=Origin.DOMAIN
         )
     known_flags(flags, 1, "virDomainSnapshotGetXMLDesc")
-    return format_snapshot(_found(session, ref, "virDomainSnapshotGetXMLDesc")[2])
+    found = _found(session, ref, "virDomainSnapshotGetXMLDesc")[2]
+    return format_snapshot(found, secure=bool(flags & 1))
 
 
 def _parent(session: Session, ref: SnapshotRef, flags: int) -> Value:

@@ -66,8 +66,8 @@ def _disk(disk: Element) -> SnapshotDisk:
     return SnapshotDisk(name, how or "", path, format)
 
 
-def format_snapshot(snapshot: Snapshot) -> str:
-    """The document as a client reads it."""
+def format_snapshot(snapshot: Snapshot, *, secure: bool = False) -> str:
+    """The document as a client reads it; without `secure` the passwords of screens are left out."""
     root = Element("domainsnapshot")
     SubElement(root, "name").text = snapshot.name
     if snapshot.description:
@@ -85,5 +85,10 @@ def format_snapshot(snapshot: Snapshot) -> str:
                 shown.set("type", "file")
                 SubElement(shown, "driver", type=disk.format or "qcow2")
                 SubElement(shown, "source", file=disk.path or "")
-    root.append(read_document(snapshot.domain))
+    domain = read_document(snapshot.domain)
+    for graphics in domain.iterfind("devices/graphics"):
+        if not secure:
+            graphics.attrib.pop("passwd", None)
+            graphics.attrib.pop("passwdValidTo", None)
+    root.append(domain)
     return write_element(root)
