@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, impact_of, known_flags
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import Caller, DomainInfo, Impact, served
 from hypervisor_shim.driver.devices import Devices
 from hypervisor_shim.procedures import Kind, Procedure
@@ -29,7 +30,7 @@ async def _change(session: Session, ref: Ref, xml: str, flags: int, function: st
     devices = served(session.driver.devices, function)
     info = find_domain(session, ref)
     impact = resolved(info, flags, function)
-    await choose(devices)(session.caller, info.uuid, parse_device(xml), impact)
+    await choose(devices)(session.caller, info.uuid, await parsed(parse_device, xml), impact)
 
 
 async def _attach(session: Session, ref: Ref, xml: str, flags: int = _LIVE) -> None:

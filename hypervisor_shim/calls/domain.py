@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from hypervisor_shim.calls.checks import (
@@ -14,6 +13,7 @@ from hypervisor_shim.calls.checks import (
     known_flags,
     selected,
 )
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import (
     ByteStream,
     ConsoleFlags,
@@ -51,9 +51,6 @@ from hypervisor_shim.xdr import (
 )
 from hypervisor_shim.xml.domain import parse_domain
 from hypervisor_shim.xml.domain_def import DomainDef
-
-_INLINE_XML = 64 * 1024  # bytes: a longer document is parsed in a thread
-
 
 # ---- listing and looking up ----------------------------------------------------------------------
 
@@ -220,11 +217,7 @@ def _get_metadata(session: Session, ref: Ref, kind: int, uri: str | None, flags:
 
 
 async def _parse(session: Session, xml: str) -> DomainDef:
-    """A long document must not hold up the other clients."""
-    arch = session.driver.identity.arch
-    if len(xml) <= _INLINE_XML:
-        return parse_domain(xml, arch=arch)
-    return await asyncio.to_thread(parse_domain, xml, arch=arch)
+    return await parsed(parse_domain, xml, arch=session.driver.identity.arch)
 
 
 _DEFINE_VALIDATE = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver.base import served
 from hypervisor_shim.driver.interface import InterfaceInfo, Interfaces
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
@@ -108,7 +109,7 @@ async def _is_active(session: Session, ref: Ref) -> int:
 async def _define(session: Session, xml: str, flags: int) -> Ref:
     interfaces = _interfaces(session, "virInterfaceDefineXML")
     _flags(flags, 1, "virInterfaceDefineXML")
-    return _value(await interfaces.define_interface(session.caller, parse_interface(xml)))
+    return _value(await interfaces.define_interface(session.caller, await parsed(parse_interface, xml)))
 
 
 async def _undefine(session: Session, ref: Ref) -> None:

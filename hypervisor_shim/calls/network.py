@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.calls.domain import metadata_kind
 from hypervisor_shim.driver import Impact
 from hypervisor_shim.driver.base import served
@@ -210,7 +211,7 @@ async def _define(session: Session, xml: str) -> Ref:
 async def _define_flags(session: Session, xml: str, flags: int) -> Ref:
     networks = _networks(session, "virNetworkDefineXML")
     _flags(flags, _VALIDATE, "virNetworkDefineXMLFlags")
-    return network_value(await networks.define_network(session.caller, parse_network(xml)))
+    return network_value(await networks.define_network(session.caller, await parsed(parse_network, xml)))
 
 
 async def _create_xml(session: Session, xml: str) -> Ref:
@@ -220,7 +221,7 @@ async def _create_xml(session: Session, xml: str) -> Ref:
 async def _create_xml_flags(session: Session, xml: str, flags: int) -> Ref:
     networks = _networks(session, "virNetworkCreateXML")
     _flags(flags, _VALIDATE, "virNetworkCreateXMLFlags")
-    return network_value(await networks.create_network_xml(session.caller, parse_network(xml)))
+    return network_value(await networks.create_network_xml(session.caller, await parsed(parse_network, xml)))
 
 
 async def _create(session: Session, ref: Ref) -> None:

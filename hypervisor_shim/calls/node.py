@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hypervisor_shim.calls.checks import known_flags
+from hypervisor_shim.calls.documents import parsed, parsed_all
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.node import Node, Params
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error
@@ -154,21 +155,21 @@ def _cpu_models(session: Session, arch: str, need_results: int, flags: int) -> t
     return (models if need_results else []), len(models)
 
 
-def _compare(session: Session, function: str, document: str, flags: int) -> int:
+async def _compare(session: Session, function: str, document: str, flags: int) -> int:
     node = _node(session, function)
     known_flags(flags, _FAIL_INCOMPATIBLE | _VALIDATE, function)
-    result = node.compare_cpu(parse_cpu(document), function)
+    result = node.compare_cpu(await parsed(parse_cpu, document), function)
     if result is Comparison.INCOMPATIBLE and flags & _FAIL_INCOMPATIBLE:
         detail = "its model, vendor or features are not the host's"
         raise error(Code.CPU_INCOMPATIBLE, detail, origin=Origin.CPU)
     return result
 
 
-def _compare_cpu(session: Session, document: str, flags: int) -> int:
-    return _compare(session, "virConnectCompareCPU", document, flags)
+async def _compare_cpu(session: Session, document: str, flags: int) -> int:
+    return await _compare(session, "virConnectCompareCPU", document, flags)
 
 
-def _compare_hypervisor_cpu(
+async def _compare_hypervisor_cpu(
     session: Session,
     emulator: str | None,
     arch: str | None,
@@ -177,26 +178,26 @@ def _compare_hypervisor_cpu(
     document: str,
     flags: int,
 ) -> int:
-    return _compare(session, "virConnectCompareHypervisorCPU", document, flags)
+    return await _compare(session, "virConnectCompareHypervisorCPU", document, flags)
 
 
-def _baseline(session: Session, function: str, documents: Sequence[str], flags: int) -> str:
+async def _baseline(session: Session, function: str, documents: Sequence[str], flags: int) -> str:
     node = _node(session, function)
     if not documents:
         message = f"xmlCPUs in {function} must not be NULL"
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
     known_flags(flags, _EXPAND | _MIGRATABLE, function)
-    cpus = [parse_host_cpu(document) for document in documents]
+    cpus = await parsed_all(parse_host_cpu, documents)
     return node.baseline_cpu(
         cpus, function, expand=bool(flags & _EXPAND), migratable=bool(flags & _MIGRATABLE)
     )
 
 
-def _baseline_cpu(session: Session, documents: Sequence[str], flags: int) -> str:
-    return _baseline(session, "virConnectBaselineCPU", documents, flags)
+async def _baseline_cpu(session: Session, documents: Sequence[str], flags: int) -> str:
+    return await _baseline(session, "virConnectBaselineCPU", documents, flags)
 
 
-def _baseline_hypervisor_cpu(
+async def _baseline_hypervisor_cpu(
     session: Session,
     emulator: str | None,
     arch: str | None,
@@ -205,7 +206,7 @@ def _baseline_hypervisor_cpu(
     documents: Sequence[str],
     flags: int,
 ) -> str:
-    return _baseline(session, "virConnectBaselineHypervisorCPU", documents, flags)
+    return await _baseline(session, "virConnectBaselineHypervisorCPU", documents, flags)
 
 
 # ---- the rest ------------------------------------------------------------------------------------
@@ -246,12 +247,12 @@ ROWS = [
               Record(Opaque(_MAP_MAX), UINT, INT), True),
     Procedure(312, "virConnectGetCPUModelNames", _cpu_models, Record(TEXT, INT, UINT),
               Record(Array(TEXT, _MODELS_MAX), INT), True),
-    Procedure(158, "virConnectCompareCPU", _compare_cpu, Record(TEXT, UINT), INT, True),
-    Procedure(162, "virConnectBaselineCPU", _baseline_cpu, Record(_CPUS, UINT), TEXT, True),
+    Procedure(158, "virConnectCompareCPU", _compare_cpu, Record(TEXT, UINT), INT, True, _ACT),
+    Procedure(162, "virConnectBaselineCPU", _baseline_cpu, Record(_CPUS, UINT), TEXT, True, _ACT),
     Procedure(393, "virConnectCompareHypervisorCPU", _compare_hypervisor_cpu,
-              Record(*_EMULATOR, TEXT, UINT), INT),
+              Record(*_EMULATOR, TEXT, UINT), INT, kind=_ACT),
     Procedure(394, "virConnectBaselineHypervisorCPU", _baseline_hypervisor_cpu,
-              Record(*_EMULATOR, _CPUS, UINT), TEXT),
+              Record(*_EMULATOR, _CPUS, UINT), TEXT, kind=_ACT),
     Procedure(203, "virConnectGetSysinfo", _sysinfo, Record(UINT), TEXT, True),
     Procedure(395, "virNodeGetSEVInfo", _sev_info, Record(INT, UINT), _PARAMS),
     Procedure(250, "virNodeSuspendForDuration", _suspend, Record(UINT, UHYPER, UINT), kind=_ACT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver.base import served
 from hypervisor_shim.driver.nwfilter import BindingInfo, FilterInfo, NwFilters
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error, uuid_text
@@ -92,7 +93,7 @@ async def _define(session: Session, xml: str) -> Ref:
 async def _define_flags(session: Session, xml: str, flags: int) -> Ref:
     filters = _filters(session, "virNWFilterDefineXML")
     _flags(flags, 1, "virNWFilterDefineXMLFlags")
-    return _value(await filters.define_filter(session.caller, parse_filter(xml)))
+    return _value(await filters.define_filter(session.caller, await parsed(parse_filter, xml)))
 
 
 async def _undefine(session: Session, ref: Ref) -> None:

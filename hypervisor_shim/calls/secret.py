@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hypervisor_shim.calls.checks import known_flags
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.secret import Secrets, no_secret
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error, uuid_text
@@ -86,7 +87,7 @@ def _xml(session: Session, ref: Ref, flags: int) -> str:
 async def _define(session: Session, document: str, flags: int) -> Ref:
     secrets = _secrets(session, "virSecretDefineXML")
     known_flags(flags, _VALIDATE, "secretDefineXML", Origin.SECRET)
-    return _value(await secrets.define(session.caller, parse_secret(document)))
+    return _value(await secrets.define(session.caller, await parsed(parse_secret, document)))
 
 
 async def _undefine(session: Session, ref: Ref) -> None:

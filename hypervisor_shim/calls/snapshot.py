@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, known_flags
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import DomainInfo, served
 from hypervisor_shim.driver.snapshot import (
     Snapshot,
@@ -208,7 +209,7 @@ async def _create(session: Session, ref: Ref, xml: str, flags: int) -> Value:
                 f"Unsupported flags (0x{int(SnapshotCreateFlags[other]):x}) in function {function}",
                 origin=Origin.DOMAIN,
             )
-    name = await snapshots.create(session.caller, info.uuid, parse_snapshot(xml), known)
+    name = await snapshots.create(session.caller, info.uuid, await parsed(parse_snapshot, xml), known)
     return _value(info, name)
 
 

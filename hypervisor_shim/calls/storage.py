@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.storage import (
     BuildFlags,
@@ -181,13 +182,13 @@ async def _xml(session: Session, ref: PoolArg, flags: int) -> str:
 async def _define(session: Session, xml: str, flags: int) -> PoolArg:
     storage = _storage(session, "virStoragePoolDefineXML")
     _flags(flags, 1, "virStoragePoolDefineXML")  # 1: validate, which is done anyway
-    return _pool_value(await storage.define_pool(session.caller, parse_pool(xml)))
+    return _pool_value(await storage.define_pool(session.caller, await parsed(parse_pool, xml)))
 
 
 async def _create_xml(session: Session, xml: str, flags: int) -> PoolArg:
     storage = _storage(session, "virStoragePoolCreateXML")
     how = StartFlags(_flags(flags, 7, "virStoragePoolCreateXML"))
-    return _pool_value(await storage.create_pool(session.caller, parse_pool(xml), how))
+    return _pool_value(await storage.create_pool(session.caller, await parsed(parse_pool, xml), how))
 
 
 async def _start(session: Session, ref: PoolArg, flags: int) -> None:
@@ -266,7 +267,7 @@ async def _volume_by_path(session: Session, path: str) -> VolumeArg:
 async def _create_volume(session: Session, ref: PoolArg, xml: str, flags: int) -> VolumeArg:
     storage, info = _of_pool(session, ref, "virStorageVolCreateXML")
     how = VolumeCreateFlags(_flags(flags, 3, "virStorageVolCreateXML"))
-    made = await storage.create_volume(session.caller, info.uuid, parse_volume(xml), how)
+    made = await storage.create_volume(session.caller, info.uuid, await parsed(parse_volume, xml), how)
     return _volume_value(made)
 
 
@@ -275,7 +276,7 @@ async def _create_volume_from(
 ) -> VolumeArg:
     storage, info = _of_pool(session, ref, "virStorageVolCreateXMLFrom")
     how = VolumeCreateFlags(_flags(flags, 3, "virStorageVolCreateXMLFrom"))
-    definition = parse_volume(xml, capacity_needed=False)
+    definition = await parsed(parse_volume, xml, capacity_needed=False)
     made = await storage.clone_volume(session.caller, info.uuid, definition, VolumeRef(*source), how)
     return _volume_value(made)
 

@@ -117,8 +117,8 @@ def _identity(root: Element) -> None:
         raise LibvirtError(Code.NO_NAME, "missing name information", origin=Origin.NETWORK)
     if "/" in name:
         raise LibvirtError(Code.XML_DETAIL, "invalid char in name: /", origin=Origin.XML)
-    for extra in root.findall("name")[1:]:
-        root.remove(extra)
+    first = root.find("name")
+    root[:] = [child for child in root if child.tag != "name" or child is first]
     raw, given = secrets.token_bytes(16), root.find("uuid")
     if given is not None:
         known = parse_uuid(given.text or "")

@@ -18,9 +18,10 @@ from hypervisor_shim.frame import HEADER, PACKET_MAX, Program, packet
 
 from .alone import Process, alone
 from .crowd import crowd
-from .serving import RawClient, domain, number
+from .serving import RawClient, domain, number, text
 
 GET_INFO, DEFINE, LIST_ALL, CONSOLE, XML = 16, 11, 273, 201, 14
+DEFINE_POOL, DEFINE_NETWORK, COMPARE_CPU = 77, 41, 158
 CALLS = 2000
 MIB = 1024 * 1024
 
@@ -131,6 +132,36 @@ def test_one_who_asks_for_everything_at_once_lets_others_have_their_turn(directo
         greedy.sock.sendall(one * 2000)
         worst = latencies(good, 20)[10]
         assert worst < 20 * cost + 0.05, f"{worst:.3f} s, where one call of the other's takes {cost:.4f} s"
+
+
+@pytest.mark.parametrize(
+    ("procedure", "document"),
+    [
+        (DEFINE, "<domain type='test'>{}</domain>"),
+        (DEFINE_POOL, "<pool type='dir'>{}</pool>"),
+        (DEFINE_NETWORK, "<network>{}</network>"),
+        (COMPARE_CPU, "<cpu>{}</cpu>"),
+    ],
+)
+def test_a_long_document_does_not_hold_up_others(
+    process: Process, good: RawClient, procedure: int, document: str
+) -> None:
+    """Tens of thousands of elements take a good part of a second, in a thread."""
+    whole = text(document.replace("{}", "<name>x</name>" * 30_000))
+    with RawClient(process.path, timeout=60) as sender:
+        sender.open()
+        sender.send(procedure, whole + number(0))
+        times: list[float] = []
+        sender.sock.settimeout(0)
+        done = False
+        while not done:
+            began = time.perf_counter()
+            good.call(GET_INFO, domain())
+            times.append(time.perf_counter() - began)
+            with contextlib.suppress(BlockingIOError):
+                done = bool(sender.sock.recv(1))
+    times.sort()
+    assert times[len(times) // 2] < 0.25, f"half of the calls took longer than {times[len(times) // 2]:.2f} s"
 
 
 def test_descriptors_and_memory_are_given_back(process: Process) -> None:
