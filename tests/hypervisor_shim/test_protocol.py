@@ -201,11 +201,11 @@ WRITES = {
 
 
 #: Acting calls that change nothing: they are no reading ones only because they look
-#: at disks or count.
+#: at disks, count, or read long documents.
 LOOKS_ELSEWHERE = {
     20, 64, 65, 159, 194, 243, 262, 263, 344,  # counters
     238,  # block jobs
-    135, 136,  # other hypervisors' documents
+    135, 136, 158, 162,  # documents: other hypervisors', processors'
     126, 127, 128, 129, 130, 137, 138, 156, 284,  # interfaces
     87, 88, 91, 92, 95, 96, 97, 98, 99, 100, 282, 378, 391,  # pools and volumes
 }  # fmt: skip
