@@ -20,7 +20,7 @@ from nicagent.config import Config
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Cause, VolumeFormat
 from nicagent.storage.pool import PARTIAL_PREFIX, WIPING_PREFIX, DirectoryPool, format_of
-from nicagent.store import Store
+from nicagent.store import Store, if_there_is_room
 
 log = logging.getLogger("nicagent.pools")
 
@@ -100,19 +100,23 @@ class Pools:
                 known.uuid, name, path, configured=True, persistent=True, active=True, autostart=True
             )
             if record != known or known.path != path:
-                await self._store.put_object(POOL, record.uuid, name, record)
+                with if_there_is_room(f"pool {name}"):
+                    await self._store.put_object(POOL, record.uuid, name, record)
             self._records[record.uuid] = record
         booted = await self._store.meta(BOOT) != boot_id
         for record in stored.values():
             if record.configured or (booted and not record.persistent):
-                await self._store.drop_object(POOL, record.uuid)  # it went from the config, or with the boot
+                with if_there_is_room(f"pool {record.name}"):  # it went from the config, or with the boot
+                    await self._store.drop_object(POOL, record.uuid)
                 continue
             if booted and record.active != record.autostart:
                 record = replace(record, active=record.autostart)
-                await self._store.put_object(POOL, record.uuid, record.name, record)
+                with if_there_is_room(f"pool {record.name}"):
+                    await self._store.put_object(POOL, record.uuid, record.name, record)
             self._records[record.uuid] = record
         if booted:
-            await self._store.put_meta(BOOT, boot_id)
+            with if_there_is_room("this boot of the pools"):
+                await self._store.put_meta(BOOT, boot_id)
         await self._load_formats()
         self._follow()
         pools = [self.pool(record.uuid) for record in self._records.values()]
@@ -128,7 +132,8 @@ class Pools:
             record = self._records.get(declared.pool)
             directory = Path(record.path) if record else None
             if directory is None or (directory.is_dir() and not (directory / declared.name).exists()):
-                await self._store.drop_object(VOLUME, _key(declared.pool, declared.name))
+                with if_there_is_room(f"that volume {declared.name} is gone"):
+                    await self._store.drop_object(VOLUME, _key(declared.pool, declared.name))
             else:
                 self._formats.setdefault(declared.pool, {})[declared.name] = declared.format
 

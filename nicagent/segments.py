@@ -21,7 +21,7 @@ from enum import StrEnum
 from nicagent.config import Config, Segment
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Cause
-from nicagent.store import Store
+from nicagent.store import Store, if_there_is_room
 
 log = logging.getLogger("nicagent.segments")
 
@@ -133,18 +133,12 @@ class Segments:
         self._remember(record)
 
     async def _note(self, record: Record, *, gone: bool = False) -> None:
-        """Make durable what follows from the config and the boot: a full disk must not keep the agent from
-        watching over running hosts, and the next start comes to the same.
-        """
-        try:
+        """Make durable what follows from the config and the boot."""
+        with if_there_is_room(f"segment {record.name}"):
             if gone:
                 await self._store.drop_object(KIND, record.uuid)
             else:
                 await self._store.put_object(KIND, record.uuid, record.name, record)
-        except NicagentError as e:
-            if e.kind is not Kind.NO_SPACE:
-                raise
-            log.error("segment %s cannot be noted: %s", record.name, e)
 
     def _refuse_shared_vnis(self) -> None:
         taken: dict[int, str] = {}

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import logging
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -32,6 +33,8 @@ from nicagent.model import (
     Initiator,
     PortBinding,
 )
+
+log = logging.getLogger("nicagent.store")
 
 T = TypeVar("T")
 
@@ -82,6 +85,19 @@ class HostRecord:
     since: float = 0.0
     run: Run | None = None
     marks: dict[str, float] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def if_there_is_room(what: str) -> Iterator[None]:
+    """For a write at the start of an agent that the next start comes to again: a full disk must not keep it
+    from watching over running hosts.
+    """
+    try:
+        yield
+    except NicagentError as e:
+        if e.kind is not Kind.NO_SPACE:
+            raise
+        log.error("%s cannot be noted: %s", what, e)
 
 
 class Store:
