@@ -175,6 +175,9 @@ def _refusal(call: ast.Call, function: Callable[..., Any]) -> Verdict | None:
         if codes[0] not in (Code.NO_SUPPORT, Code.OPERATION_UNSUPPORTED, Code.ARGUMENT_UNSUPPORTED):
             return None
         why = " ".join(texts)
+        if not why and any(isinstance(each, ast.Name) for each in call.args):
+            # a helper: the sentence is its caller's
+            return _DEFAULT if codes[0] is Code.NO_SUPPORT else Verdict(codes[0])
         return _DEFAULT if not why or why.startswith("vir") else Verdict(codes[0], why)
     helper = function.__globals__.get(call.func.id) if isinstance(call.func, ast.Name) else None
     if not inspect.isfunction(helper):

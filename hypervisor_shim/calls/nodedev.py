@@ -118,6 +118,7 @@ def _get_autostart(session: Session, name: str) -> int:
 
 
 # ---- changing ------------------------------------------------------------------------------------
+# A name that is not there is the driver's to refuse, if it does such a thing at all.
 
 
 async def _create(session: Session, document: str, flags: int) -> str:
@@ -127,7 +128,6 @@ async def _create(session: Session, document: str, flags: int) -> str:
 
 
 async def _destroy(session: Session, name: str) -> None:
-    _find(session, name, "virNodeDeviceDestroy")
     await _devices(session, "virNodeDeviceDestroy").destroy(session.caller, name)
 
 
@@ -138,41 +138,34 @@ async def _define(session: Session, document: str, flags: int) -> str:
 
 
 async def _undefine(session: Session, name: str, flags: int) -> None:
-    _find(session, name, "virNodeDeviceUndefine")
     known_flags(flags, 0, "virNodeDeviceUndefine", Origin.NODEDEV)
     await _devices(session, "virNodeDeviceUndefine").undefine(session.caller, name)
 
 
 async def _start(session: Session, name: str, flags: int) -> None:
-    _find(session, name, "virNodeDeviceCreate")
     known_flags(flags, 0, "virNodeDeviceCreate", Origin.NODEDEV)
     await _devices(session, "virNodeDeviceCreate").start(session.caller, name)
 
 
 async def _set_autostart(session: Session, name: str, autostart: int) -> None:
-    _find(session, name, "virNodeDeviceSetAutostart")
     await _devices(session, "virNodeDeviceSetAutostart").set_autostart(session.caller, name, bool(autostart))
 
 
 async def _detach(session: Session, name: str) -> None:
-    _find(session, name, "virNodeDeviceDettach")
     await _devices(session, "virNodeDeviceDettach").detach(session.caller, name, None, "virNodeDeviceDettach")
 
 
 async def _detach_flags(session: Session, name: str, driver: str | None, flags: int) -> None:
     function = "virNodeDeviceDetachFlags"
-    _find(session, name, function)
     known_flags(flags, 0, function, Origin.NODEDEV)
     await _devices(session, function).detach(session.caller, name, driver, function)
 
 
 async def _reattach(session: Session, name: str) -> None:
-    _find(session, name, "virNodeDeviceReAttach")
     await _devices(session, "virNodeDeviceReAttach").reattach(session.caller, name)
 
 
 async def _reset(session: Session, name: str) -> None:
-    _find(session, name, "virNodeDeviceReset")
     await _devices(session, "virNodeDeviceReset").reset(session.caller, name)
 
 

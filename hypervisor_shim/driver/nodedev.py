@@ -26,7 +26,8 @@ class NodeDevice:
 
 
 class NodeDevices(ABC):
-    """Must: the reading calls. May: the rest (default: code 3).
+    """Must: the reading calls. May: the rest (default: code 3), each of which raises NO_NODE_DEVICE for a
+    name that is not there.
 
     What appears, changes or goes is reported as `NodeDeviceEvent` and `NodeDeviceUpdateEvent` through the
     driver's `subscribe`.

@@ -115,8 +115,7 @@ class MetalDriver(Driver):
         self._networks = self.networks = MetalNetworks(segments, controller, self._publish)
         self.storage = self._storage = MetalStorage(pools, volumes, self._publish)
         self.node = MetalNode(lambda: self._machines, self._free_hosts)
-        self._shown = MetalNodeDevices(lambda: self._machines, host_uuid, self._publish)
-        self.node_devices = self._shown
+        self.node_devices = self._shown = MetalNodeDevices(lambda: self._machines, host_uuid, self._publish)
         self.secrets = MetalSecrets(keyring, self._publish)
         self._unwatch_inventories = inventories.watch(self._on_inventory)
         self.snapshots = self._snapshots = MetalSnapshots(ground, self._block)

@@ -53,16 +53,24 @@ class MetalNode(Node):
         }
 
     def free_pages(self, sizes: Sequence[int], first_cell: int, cells: int) -> Sequence[int]:
-        raise _hosts_own("free pages are counted")
+        raise _refused(
+            "free pages are counted by the operating system of a physical host, in which no agent sits"
+        )
 
     def memory_parameters(self) -> Params:
-        raise _hosts_own("page merging is tuned")
+        raise _refused(
+            "page merging is tuned by the operating system of a physical host, in which no agent sits"
+        )
 
     async def set_memory_parameters(self, caller: Caller, params: Params) -> None:
-        raise _hosts_own("page merging is tuned")
+        raise _refused(
+            "page merging is tuned by the operating system of a physical host, in which no agent sits"
+        )
 
     async def alloc_pages(self, caller: Caller, pages: Mapping[int, int]) -> int:
-        raise _hosts_own("huge pages are reserved")
+        raise _refused(
+            "huge pages are reserved by the operating system of a physical host, in which no agent sits"
+        )
 
     # ---- CPUs
 
@@ -71,7 +79,9 @@ class MetalNode(Node):
         return [True] * sum(each.host.cpus for each in self._machines())
 
     def cpu_stats(self, cpu: int | None) -> Mapping[str, int]:
-        raise _hosts_own("CPU time is counted")
+        raise _refused(
+            "CPU time is counted by the operating system of a physical host, in which no agent sits"
+        )
 
     def cpu_models(self, arch: str) -> Sequence[str]:
         machines = [each for each in self._machines() if each.host.arch == arch]
@@ -163,11 +173,8 @@ def sysinfo_sections(inventory: Inventory) -> Mapping[str, Mapping[str, str]]:
     }
 
 
-def _hosts_own(what: str) -> LibvirtError:
-    return error(
-        Code.OPERATION_UNSUPPORTED,
-        f"{what} by the operating system of a physical host, which no agent sits in",
-    )
+def _refused(why: str) -> LibvirtError:
+    return error(Code.OPERATION_UNSUPPORTED, why)
 
 
 def _no_model(machines: Sequence[Machine]) -> LibvirtError:
