@@ -30,7 +30,6 @@ from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.xml.storage_pool import Permissions, PoolDef, format_pool
 from hypervisor_shim.xml.storage_volume import Backing, VolumeDef, format_volume
 from nicagent.errors import NicagentError
-from nicagent.model import VolumeFormat
 from nicagent.northbound import libvirt_storage_words as words
 from nicagent.northbound.libvirt_storage_words import (
     builds,
@@ -170,7 +169,6 @@ class MetalStorage(Storage):
             format=found.format.value,
             backing=backing,
             permissions=rights_of(found.path),
-            compat="1.1" if found.format is VolumeFormat.QCOW2 else None,
         )
         return format_volume(
             definition,

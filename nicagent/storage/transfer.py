@@ -98,8 +98,6 @@ class Upload:
         while view:
             done = os.pwrite(self._descriptor, view, at)
             view, at = view[done:], at + done
-        # The disk begins at once, so that the end has little left to wait for.
-        os.posix_fadvise(self._descriptor, at - len(data), len(data), os.POSIX_FADV_DONTNEED)
 
     async def finish(self) -> None:
         """Put the new content in place; durable when it returns.

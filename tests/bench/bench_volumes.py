@@ -1,0 +1,118 @@
+"""Volume streams: `virsh vol-upload` and `vol-download` of 256 MiB, beside libvirtd's own directory pools.
+
+The whole command is timed, an upload until it is on the disk: ours is when virsh ends, libvirtd's after a
+sync(1) of the file, which is timed with it. All dirty pages are written out before each turn of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.e2e.harness import answers
+from tests.hypervisor_shim import libvirtd as peer
+
+SIZE = 256  # MiB
+TURNS = 3  # per run and server
+_CONFIG = """
+[agent]
+state_dir = "{directory}/state"
+run_dir = "{directory}/run"
+[libvirt]
+pool_roots = ["{roots}"]
+[hosts.h0.power]
+driver = "gpio"
+pins = "socket:{directory}/none"
+[hosts.h0.storage]
+transport = "virtio"
+slot = "{directory}/slot"
+"""
+
+
+@contextlib.contextmanager
+def agent(directory: Path, roots: Path) -> Iterator[str]:
+    """A real agent with one host that is not there; its URI."""
+    config, path = directory / "nicagent.toml", directory / "run/libvirt-sock"
+    config.write_text(_CONFIG.format(directory=directory, roots=roots))
+    argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        for _ in range(1000):
+            if answers(path):
+                break
+            assert process.poll() is None, (directory / "log").read_text()
+            time.sleep(0.02)
+        yield f"nic+unix:///system?socket={path}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def rows(runs: int) -> list[dict[str, object]]:
+    """A row per direction. Without a libvirtd that can run here, the peer's columns are None."""
+    rates: dict[tuple[str, str], list[float]] = {}
+    # Sockets must have short names, volumes must lie on a real disk.
+    with (
+        tempfile.TemporaryDirectory(prefix="bv-", dir="/var/tmp") as home,
+        tempfile.TemporaryDirectory(prefix="bo-") as ours,
+        tempfile.TemporaryDirectory(prefix="bl-") as theirs,
+        agent(Path(ours), Path(home)) as uri,
+    ):
+        uris = {"ours": uri}
+        if peer.missing() is not None:
+            _measure(uris, Path(home), runs, rates)
+        else:
+            with peer.libvirtd(Path(theirs), ["storage"]) as daemon:
+                uris["peer"] = f"storage+unix:///system?socket={daemon.path}"
+                _measure(uris, Path(home), runs, rates)
+    return [_row(direction, rates) for direction in ("upload", "download")]
+
+
+def _measure(uris: dict[str, str], home: Path, runs: int, rates: dict[tuple[str, str], list[float]]) -> None:
+    content, back = home / "content", home / "back"
+    with content.open("wb") as file:
+        for _ in range(SIZE // 16):
+            file.write(os.urandom(16 << 20))
+    for who, uri in uris.items():
+        place = home / who
+        place.mkdir()
+        _virsh(uri, "pool-create-as", "bench", "dir", "--target", str(place))
+        _virsh(uri, "vol-create-as", "bench", "volume", f"{SIZE}M")
+    for _ in range(runs * TURNS):
+        for who, uri in uris.items():
+            for direction, file in (("upload", content), ("download", back)):
+                os.sync()
+                began = time.perf_counter()
+                _virsh(uri, f"vol-{direction}", "volume", str(file), "bench")
+                if direction == "upload":
+                    subprocess.run(["sync", home / who / "volume"], check=True)
+                seconds = time.perf_counter() - began
+                rates.setdefault((who, direction), []).append(SIZE / seconds)
+    assert back.read_bytes() == content.read_bytes()
+
+
+def _virsh(uri: str, *words: str) -> None:
+    subprocess.run(["virsh", "-q", "-c", uri, *words], check=True, capture_output=True, timeout=120)
+
+
+def _row(direction: str, rates: dict[tuple[str, str], list[float]]) -> dict[str, object]:
+    ours = statistics.median(rates["ours", direction])
+    theirs = rates.get(("peer", direction))
+    median = statistics.median(theirs) if theirs else None
+    return {
+        "name": f"vol-{direction} of {SIZE} MiB",
+        "ours": round(ours, 1),
+        "peer": None if median is None else round(median, 1),
+        "peer_name": None if median is None else "libvirtd, directory pool",
+        "ratio": None if median is None else round(ours / median, 2),
+        "unit": "MiB/s",
+        "higher_is_better": True,
+    }
