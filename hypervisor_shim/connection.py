@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from hypervisor_shim.audit import Audit, Audited, target
 from hypervisor_shim.driver import Opened
@@ -108,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
     # ---- asyncio's side --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_high)
         self._set_deadline(self._limits.opening_time, "did not open a connection")
