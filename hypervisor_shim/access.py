@@ -154,6 +154,11 @@ _OPERATE = frozenset(
         "FSTrim", "SendProcessSignal", "AbortJob", "AbortJobFlags",
     )
 )  # fmt: skip
+#: What asks the domain's OS, which libvirt lets no read-only client do; it changes nothing, though.
+LOOKS = frozenset(
+    f"virDomain{what}"
+    for what in ("GetHostname", "GetTime", "GetFSInfo", "InterfaceAddresses", "GetGuestInfo", "GetGuestVcpus")
+)
 #: Documents that these flags (the last argument) fill with secrets: that takes CONFIGURE.
 _SECURE_FLAGS = {
     "virDomainGetXMLDesc": 1 | 8,  # SECURE, MIGRATABLE
@@ -162,24 +167,25 @@ _SECURE_FLAGS = {
     "virDomainManagedSaveGetXMLDesc": 1,
     "virDomainSaveImageGetXMLDesc": 1,
 }
+#: Registering is open to whoever was let in: what is told is chosen event by event.
+_EVENTS = ("EventRegister", "EventDeregister", "EventRegisterAny", "EventDeregisterAny")
 _THROUGH_THE_VIEW = frozenset(
     {
         "virDomainLookupByID", "virDomainLookupByName", "virDomainLookupByUUID", "virDomainDefineXML",
         "virDomainDefineXMLFlags", "virDomainCreateXML", "virConnectListDomains", "virConnectNumOfDomains",
         "virConnectListDefinedDomains", "virConnectNumOfDefinedDomains", "virConnectListAllDomains",
-        "virConnectGetAllDomainStats", "virConnectDomainEventRegisterAny",
-        "virConnectDomainEventDeregisterAny",
+        "virConnectGetAllDomainStats",
     }
 )  # fmt: skip
 _OF_THE_NODE = (
-    "virConnectGet", "virConnectIs", "virConnectCompare", "virConnectBaseline", "virNodeGet",
-    "virConnectRegisterCloseCallback", "virConnectUnregisterCloseCallback",
+    "virConnectGet", "virConnectIs", "virConnectCompare", "virConnectBaseline", "virConnectDomainXML",
+    "virNodeGet", "virConnectRegisterCloseCallback", "virConnectUnregisterCloseCallback",
 )  # fmt: skip
 
 
 def needed(row: Procedure) -> Right:
     """The right that a call of `row` takes."""
-    if row.api in _OPERATE:
+    if row.api in _OPERATE or row.api in LOOKS:
         return Right.OPERATE
     return Right.READ if row.read_only else Right.CONFIGURE
 
@@ -188,6 +194,8 @@ def about(row: Procedure) -> About:
     """What a call of `row` concerns."""
     if row.api in _THROUGH_THE_VIEW:
         return About.DOMAINS
+    if row.api.startswith("virConnect") and row.api.endswith(_EVENTS):
+        return About.NODE
     if row.args is not None and domain_in(row.args) is not None:
         return About.DOMAIN
     if row.read_only and row.api.startswith(_OF_THE_NODE):

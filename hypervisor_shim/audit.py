@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hypervisor_shim.access import Right, needed
+from hypervisor_shim.access import LOOKS, Right, needed
 from hypervisor_shim.driver import Caller
 from hypervisor_shim.errors import uuid_text
 from hypervisor_shim.xdr import DomainRef, Record, Text
@@ -50,8 +50,8 @@ def to_log(record: Audited) -> None:
 
 
 def is_audited(row: Procedure) -> bool:
-    """Whether calls of `row` change state: those that only read do not."""
-    return needed(row) is not Right.READ and row.phase is row.phase.OPENED
+    """Whether calls of `row` change state: those that only look do not."""
+    return needed(row) is not Right.READ and row.api not in LOOKS and row.phase is row.phase.OPENED
 
 
 def target(value: Any) -> str:
