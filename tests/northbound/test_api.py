@@ -95,7 +95,7 @@ async def test_mistakes_come_back_as_they_were_raised(face: Face) -> None:
     assert (error.kind, error.hint) == (Kind.NOT_FOUND, "known hosts: metal-1, metal-2")
     error = await face.refusal("POST", "/v1/hosts/metal-1/power", {"action": "explode"})
     assert error.kind is Kind.INVALID
-    assert "use on, off, shutdown, reset, press, cycle" in error.hint
+    assert "use on, off, shutdown, reset, press, interrupt, cycle" in error.hint
     error = await face.refusal("GET", "/v1/domains/nothing/statistics")
     assert error.kind is Kind.NOT_FOUND
     face.rig.bodies["metal-1"].dead_button = True
