@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient
@@ -108,11 +109,18 @@ async def _command(qmp: QMPClient, job: BlockJob, plan: Plan) -> tuple[str, dict
             target = await _open_copy(qmp, job)
             return "blockdev-mirror", {"target": target, "sync": "top" if job.shallow else "full"}
         case JobKind.PULL:
-            return "block-stream", {"base-node": _layer(plan, job.path)} if job.path else {}
+            return "block-stream", _base(plan, job.path) if job.path else {}
         case JobKind.ACTIVE_COMMIT:
             return "block-commit", {"base-node": _layer(plan, job.path)}
         case JobKind.COMMIT:
-            return "block-commit", {"base-node": _layer(plan, job.path), "top-node": _layer(plan, job.top)}
+            return "block-commit", {**_base(plan, job.path), "top-node": _layer(plan, job.top)}
+
+
+def _base(plan: Plan, path: str) -> dict[str, object]:
+    """The layer that will be right below. Its name is said: the engine would write one of its own into the
+    header above, `json:` and all that it was opened with, which nobody could be let open again.
+    """
+    return {"base-node": _layer(plan, path), "backing-file": str(Path(path).resolve())}
 
 
 def _layer(plan: Plan, path: str) -> str:

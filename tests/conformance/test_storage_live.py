@@ -112,7 +112,9 @@ async def presented(
     rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
 ) -> tuple[tuple[Export, ...], Writer]:
     path = rig.pool / ("disk.qcow2" if format is QCOW2 else "disk.raw")
-    await image(path, format)
+    deep = await image(rig.pool / "deep.raw", RAW)
+    below = ("-b", deep.name, "-F", "raw") if format is QCOW2 else ()
+    await image(path, format, *below)
     exports = rig.exports([disk("vda", path, format)])
     await storage.present(exports, rig.initiator)
     writer = Writer(await rig.attach(exports, "vda"))
@@ -218,12 +220,20 @@ async def test_layers_between_are_committed_and_pulled(rig: NvmeTcpRig, storage:
         await storage.start_job(job)
         await until_job(storage, JobState.DONE)
         await storage.give_up_job("vda")
+        assert b"json:" not in top.read_bytes()[:4096], (
+            "the header names its backing file in the engine's words"
+        )
         middle.unlink()
         await asyncio.sleep(0.1)
-        await storage.start_job(BlockJob(DOMAIN, "vda", JobKind.PULL))
+        await storage.start_job(BlockJob(DOMAIN, "vda", JobKind.PULL, str(rig.pool / "deep.raw")))
         await until_job(storage, JobState.DONE)
         await storage.give_up_job("vda")
         base.unlink()
+        await storage.present(last, rig.initiator)
+        await storage.start_job(BlockJob(DOMAIN, "vda", JobKind.PULL))
+        await until_job(storage, JobState.DONE)
+        await storage.give_up_job("vda")
+        (rig.pool / "deep.raw").unlink()
         await storage.present(last, rig.initiator)
         await asyncio.sleep(0.1)
 
@@ -254,6 +264,12 @@ async def test_limits_hold_and_change_and_go(
         await asyncio.sleep(seconds)
         return (writer.turns - before) / seconds * 2  # a read and a write each
 
+    async def until_rate(wanted: float, otherwise: str) -> None:
+        """Operations a second; the machine may be busy with something else."""
+        deadline = time.monotonic() + 15
+        while (now := await rate()) <= wanted:
+            assert time.monotonic() < deadline, f"{otherwise}: {now:.0f} operations a second"
+
     async with writer.working():
         free = await rate()
         await storage.present(limited(Limits(total_iops_sec=100)), rig.initiator)
@@ -261,8 +277,6 @@ async def test_limits_hold_and_change_and_go(
         slow = await rate(1.0)
         assert slow <= 130, f"limited to 100 operations a second, the host does {slow:.0f}"
         await storage.present(limited(Limits(total_iops_sec=400)), rig.initiator)
-        assert await rate(1.0) > 200, "a wider limit did not come into force"
+        await until_rate(140, "a wider limit did not come into force")
         await storage.present(exports, rig.initiator)
-        deadline = time.monotonic() + 5
-        while (now := await rate()) < free / 3:
-            assert time.monotonic() < deadline, f"the limit has not gone: {now:.0f} now, {free:.0f} before"
+        await until_rate(free / 3, "the limit has not gone")
