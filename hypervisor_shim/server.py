@@ -113,6 +113,7 @@ class Server:
         self._listeners: list[_Listener] = []
         self._clients: dict[Connection, _Listener] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._connecting: set[asyncio.Task[None]] = set()  # of these, those whose client is not here yet
         self._numbers = itertools.count(1)
         self._closing = False
         self._unsubscribe: Callable[[], None] | None = driver.subscribe(self)
@@ -237,7 +238,9 @@ class Server:
         self._clients[connection] = listener
         listener.unopened[connection] = asyncio.get_running_loop().time()
         self._accept_or_not(listener)
-        self.spawn(self._connect(connection, sock, listener.tls, session.caller.peer))
+        connecting = self.spawn(self._connect(connection, sock, listener.tls, session.caller.peer))
+        self._connecting.add(connecting)
+        connecting.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: Connection, sock: socket.socket, tls: Tls | None, peer: str) -> None:
         how: dict[str, Any] = {}
@@ -323,6 +326,8 @@ class Server:
         self._listeners.clear()
         for connection in list(self._clients):
             connection.close()
+        for task in list(self._connecting):  # a handshake is nothing to wait for
+            task.cancel()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_FINISHING_TIME)
             for task in late:

@@ -317,3 +317,12 @@ def test_the_confirmation_comes_first_and_is_one_byte(secured: Secured) -> None:
 def told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     libvirt.registerErrorHandler(lambda *_: None, None)
+
+
+def test_a_handshake_under_way_does_not_hold_up_the_servers_end(directory: Path, ca: Authority) -> None:
+    with securing(directory, ca) as secured:
+        sock = socket.create_connection(("127.0.0.1", secured.port), timeout=10)
+        until(lambda: secured.served.server.clients == 1, "it is taken")
+        began = time.monotonic()
+    assert time.monotonic() - began < 5, "the server waited for a client that says nothing"
+    sock.close()
