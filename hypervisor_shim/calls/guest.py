@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hypervisor_shim.access import Right, denied
 from hypervisor_shim.calls.checks import DOMAIN, Ref, known_flags, running_domain
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.guest import AddressSource, Guest, InfoTypes, KeysFlags, Param
@@ -85,6 +86,15 @@ async def _trim(session: Session, ref: Ref, mountpoint: str | None, minimum: int
     await guest.trim(session.caller, uuid, mountpoint, minimum)
 
 
+def _may_ask_the_guest(session: Session, ref: Ref, function: str) -> None:
+    """Of a call that readers may make as long as it leaves the guest alone."""
+    if session.caller.read_only:
+        raise error(Code.OPERATION_DENIED, f"read only access prevents {function}", origin=Origin.DOMAIN)
+    access = session.access
+    if not access.unlimited and not Right.CONFIGURE & access.on(running_domain(session, ref).name):
+        raise denied(session, Right.CONFIGURE, function)
+
+
 async def _addresses(session: Session, ref: Ref, source: int, flags: int) -> list[Any]:
     guest, uuid = _asked(session, ref, flags, 0, "virDomainInterfaceAddresses")
     try:
@@ -93,6 +103,8 @@ async def _addresses(session: Session, ref: Ref, source: int, flags: int) -> lis
         raise error(
             Code.ARGUMENT_UNSUPPORTED, f"Unknown IP address data source {source}", origin=Origin.DOMAIN
         ) from None
+    if known is AddressSource.AGENT:
+        _may_ask_the_guest(session, ref, "virDomainInterfaceAddresses")
     return [
         (each.name, each.mac, [(a.type, a.address, a.prefix) for a in each.addresses[:INTERFACES_MAX]])
         for each in (await guest.addresses(uuid, known))[:INTERFACES_MAX]
@@ -198,7 +210,7 @@ ROWS = [
     Procedure(336, "virDomainFSThaw", _thaw, _MOUNTPOINTS, INT, kind=_ACT),
     Procedure(294, "virDomainFSTrim", _trim, Record(DOMAIN, OPTIONAL_TEXT, UHYPER, UINT), kind=_ACT),
     Procedure(353, "virDomainInterfaceAddresses", _addresses, Record(DOMAIN, UINT, UINT),
-              Array(_INTERFACE, INTERFACES_MAX), kind=_ACT),
+              Array(_INTERFACE, INTERFACES_MAX), True, _ACT),
     Procedure(418, "virDomainGetGuestInfo", _info, Record(DOMAIN, UINT, UINT), Array(TYPED_PARAM), kind=_ACT),
     Procedure(357, "virDomainSetUserPassword", _set_password,
               Record(DOMAIN, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT), kind=_ACT),

@@ -204,6 +204,7 @@ WRITES = {
 #: at disks, count, or read long documents.
 LOOKS_ELSEWHERE = {
     20, 64, 65, 159, 194, 243, 262, 263, 344,  # counters
+    353,  # addresses, those of leases
     238,  # block jobs
     135, 136, 158, 162,  # documents: other hypervisors', processors'
     126, 127, 128, 129, 130, 137, 138, 156, 284,  # interfaces
