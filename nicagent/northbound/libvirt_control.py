@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from hypervisor_shim.driver import Caller
 from hypervisor_shim.driver.control import Control, Screenshot
 from hypervisor_shim.driver.stream import Whole
-from hypervisor_shim.errors import Code, error
+from hypervisor_shim.errors import Code, LibvirtError, error
 from hypervisor_shim.xml.domain_change import with_name
 from nicagent.console.contract import Keyboard, Screen
 from nicagent.model import Domain
@@ -19,8 +18,6 @@ from nicagent.northbound.libvirt_words import translated
 HOLD_SECONDS = 60.0  # the longest that keys are held down
 LINUX, XT, ATSET1, USB, QNUM = 0, 1, 2, 7, 9  # codesets (libvirt: virKeycodeSet)
 SAME_AS_LINUX = 0x53  # up to here Linux's codes are those of XT keyboards
-
-NO_MEMORY_LEAVES = "the memory of a physical server cannot be written away from outside; shut it down instead"
 
 
 @dataclass(frozen=True)
@@ -83,33 +80,33 @@ class MetalControl(Control):
 
     async def suspend(self, caller: Caller, uuid: bytes) -> None:
         self._ground.running(uuid)
-        _refuse("the processors of a physical server cannot be stopped from outside and go on later")
+        raise _refused("the processors of a physical server cannot be stopped from outside and go on later")
 
     async def resume(self, caller: Caller, uuid: bytes) -> None:
         self._ground.running(uuid)
         raise error(Code.OPERATION_INVALID, "domain is not paused")
 
     async def save(self, caller: Caller, uuid: bytes, function: str) -> None:
-        _refuse(NO_MEMORY_LEAVES)
+        raise _refused("the memory of a physical server cannot be written away; shut it down instead")
 
     async def restore(self, caller: Caller, function: str) -> None:
-        _refuse("no memory of a physical server was ever saved, so none can be put back")
+        raise _refused("no memory of a physical server was ever saved, so none can be put back")
 
     async def dump_core(self, caller: Caller, uuid: bytes) -> None:
-        _refuse("the memory of a physical server cannot be read from outside; its OS may dump on inject-nmi")
+        raise _refused("the memory of a physical server cannot be read; its OS may dump on inject-nmi")
 
     async def sleep(self, caller: Caller, uuid: bytes, target: int) -> None:
-        _refuse("a physical server that sleeps looks switched off to the agent; shut it down instead")
+        raise _refused("a physical server that sleeps looks switched off to the agent; shut it down instead")
 
     async def wake(self, caller: Caller, uuid: bytes) -> None:
         raise error(Code.OPERATION_INVALID, "Unable to wake up domain from state running")
 
     async def send_signal(self, caller: Caller, uuid: bytes, pid: int, signal: int) -> None:
-        _refuse("processes of a physical server are its own OS's")
+        raise _refused("processes of a physical server are its own OS's")
 
     async def set_lifecycle_action(self, caller: Caller, uuid: bytes, event: int, action: int) -> None:
-        _refuse("what follows a power-off or a crash of a physical server is set in its firmware")
+        raise _refused("what follows a power-off or a crash of a physical server is set in its firmware")
 
 
-def _refuse(why: str) -> NoReturn:
-    raise error(Code.OPERATION_UNSUPPORTED, why)
+def _refused(why: str) -> LibvirtError:
+    return error(Code.OPERATION_UNSUPPORTED, why)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from hypervisor_shim.driver import Caller, Impact
 from hypervisor_shim.driver.statistics import (
@@ -21,7 +20,7 @@ from hypervisor_shim.driver.statistics import (
     Vcpu,
     VcpuState,
 )
-from hypervisor_shim.errors import Code, error
+from hypervisor_shim.errors import Code, LibvirtError, error
 from nicagent.counters import Counters, Reading, Sizes
 from nicagent.hostlink.contract import answers
 from nicagent.model import Disk, DomainStatus, ExportStatus
@@ -114,10 +113,15 @@ class MetalStatistics(Statistics):
         )
 
     def scheduler(self, uuid: bytes) -> str:
-        _not_tuned(Tuning.SCHEDULER)
+        raise _not_tuned(Tuning.SCHEDULER)
 
     def parameters(self, uuid: bytes, tuning: Tuning, impact: Impact) -> Sequence[Param]:
-        _not_tuned(tuning)
+        raise _not_tuned(tuning)
+
+    async def set_parameters(
+        self, caller: Caller, uuid: bytes, tuning: Tuning, params: Sequence[Param], impact: Impact
+    ) -> None:
+        raise _not_tuned(tuning)
 
     def job(self, uuid: bytes) -> Mapping[str, int]:
         """No memory is ever on its way anywhere; block jobs have calls of their own."""
@@ -137,8 +141,8 @@ WHY_NOT: Mapping[Tuning, str] = {
 }
 
 
-def _not_tuned(tuning: Tuning) -> NoReturn:
-    raise error(Code.OPERATION_UNSUPPORTED, WHY_NOT[tuning])
+def _not_tuned(tuning: Tuning) -> LibvirtError:
+    return error(Code.OPERATION_UNSUPPORTED, f"metal is not tuned like this: {WHY_NOT[tuning]}")
 
 
 def _disk(disk: Disk, export: ExportStatus | None, reading: Reading) -> DiskCounters:
