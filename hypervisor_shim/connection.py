@@ -345,7 +345,8 @@ class Connection(asyncio.BufferedProtocol):
         """Tell this client, if it registered for such an event."""
         if self._transport is None or not self._session.opened:
             return
-        if not self._session.access.sees(event.domain):
+        access = self._session.access
+        if not access.unlimited and not access.sees(event.domain):
             return
         self._send(list(self._session.registrations.packets(event)))
         if self._transport and self._transport.get_write_buffer_size() > self._limits.event_backlog:
