@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import re
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clients.programs import program, run
+from tests.clients.programs import eventually, program, run, running
 from tests.e2e.harness import Agent, lab_directory, make_agents
 
 NIC = "02:00:00:02:00:02"  # of metal-2, see demo.toml
+
+
+def metrics() -> str:
+    """What the exporter shows; empty while it does not listen yet. The lab's loopback is its own."""
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 @pytest.fixture
@@ -47,6 +57,10 @@ def test_a_server_is_installed_watched_edited_cloned_and_removed(agent: Agent, h
 
     shown = run([program("virt-top"), "-c", agent.uri, "--script", "--stream", "-n", "2", "-d", "0.2"], home)
     assert re.search(r"^ +\d+ R .* web$", shown, re.M), shown
+
+    exporter = [program("prometheus-libvirt-exporter"), f"--libvirt.uri={agent.uri}-ro"]
+    with running([*exporter, "--web.listen-address=127.0.0.1:9177"], home):
+        eventually(lambda: "libvirt_up 1" in metrics(), 15, "a scrape without an error")
 
     agent.virsh("destroy", "web")
     run([program("virt-xml"), "--connect", uri, "web", "--edit", "--metadata", "title=Front end"], home)
