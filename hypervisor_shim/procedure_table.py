@@ -34,6 +34,9 @@ from hypervisor_shim.refusals import REFUSALS
 from hypervisor_shim.server import make_tables
 
 _TITLES = {Program.REMOTE: "remote", Program.QEMU: "qemu", Program.LXC: "lxc"}
+_REFUSING = frozenset(
+    (Code.NO_SUPPORT, Code.OPERATION_UNSUPPORTED, Code.ARGUMENT_UNSUPPORTED, Code.OPERATION_INVALID)
+)
 _NAMED = {code.name: code for code in Code}
 
 
@@ -60,8 +63,15 @@ def verdicts(driver: type[Driver]) -> dict[tuple[int, int], Verdict]:
                 refusal = REFUSALS[name]
                 found[program, number] = Verdict(refusal.code, refusal.why)
             else:
-                found[program, number] = _of_row(entry.procedure, driver)
+                found[program, number] = _worded(_of_row(entry.procedure, driver))
     return found
+
+
+def _worded(verdict: Verdict) -> Verdict:
+    """Where the sentence is put together at run time, what of it stands in the code."""
+    if verdict.code and verdict.why in ("", "…"):
+        return Verdict(verdict.code, "the error's own sentence says why")
+    return Verdict(verdict.code, verdict.why.replace("…", "it", 1) if verdict.why[:1] == "…" else verdict.why)
 
 
 # ---- a row -----------------------------------------------------------------------------------------------
@@ -108,14 +118,18 @@ def _methods(contract: type[Any]) -> list[str]:
 def _parts_of(driver: type[Driver]) -> dict[str, type[Any]]:
     """The classes of the parts that `driver` makes in its __init__ (`self.storage = MetalStorage(…)`)."""
     module = sys.modules[driver.__module__]
-    found = {}
+    found: dict[str, type[Any]] = {}
     for node in ast.walk(_tree(driver.__init__)):
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        if not isinstance(node, ast.Assign):
             continue
-        made = node.value.func
+        made: Any = None
+        if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+            made = getattr(module, node.value.func.id, None)
+        elif isinstance(node.value, ast.Attribute):  # by another of its names
+            made = found.get(node.value.attr)
         for target in node.targets:
-            if isinstance(target, ast.Attribute) and target.attr in _parts() and isinstance(made, ast.Name):
-                found[target.attr] = getattr(module, made.id)
+            if isinstance(target, ast.Attribute) and isinstance(made, type):
+                found[target.attr] = made
     return found
 
 
@@ -161,39 +175,57 @@ def _always_raises(function: Callable[..., Any]) -> Verdict | None:
     if any(isinstance(node, ast.Return | ast.Yield) for node in nodes):
         return None
     last = definition.body[-1]
-    if not isinstance(last, ast.Raise) or not isinstance(last.exc, ast.Call):
-        return None
-    return _refusal(last.exc, function)
+    if isinstance(last, ast.Raise) and isinstance(last.exc, ast.Call):
+        return _refusal(last.exc, function)
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):  # of a helper that never returns
+        helper = _helper(last.value, function)
+        return _refusal(last.value, function) if helper is not None and _never_returns(helper) else None
+    return None
+
+
+def _never_returns(function: FunctionType) -> bool:
+    return function.__annotations__.get("return") in ("NoReturn", "Never")
+
+
+def _helper(call: ast.Call, function: Callable[..., Any]) -> FunctionType | None:
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    found = getattr(function, "__globals__", {}).get(name)
+    return found if isinstance(found, FunctionType) else None
 
 
 def _refusal(call: ast.Call, function: Callable[..., Any]) -> Verdict | None:
     """What `error(Code.X, "why")` or a helper that makes such an error says."""
     named = [each.attr for each in call.args if isinstance(each, ast.Attribute)]
     codes = [_NAMED[name] for name in named if name in _NAMED]
-    texts = [text for each in call.args if (text := _text(each))]
+    why = " ".join(text for each in call.args if (text := _text(each, function)))
     if codes:
-        if codes[0] not in (Code.NO_SUPPORT, Code.OPERATION_UNSUPPORTED, Code.ARGUMENT_UNSUPPORTED):
+        if codes[0] not in _REFUSING:
             return None
-        why = " ".join(texts)
-        if not why and any(isinstance(each, ast.Name) for each in call.args):
-            # a helper: the sentence is its caller's
-            return _DEFAULT if codes[0] is Code.NO_SUPPORT else Verdict(codes[0])
-        return _DEFAULT if not why or why.startswith("vir") else Verdict(codes[0], why)
-    helper = function.__globals__.get(call.func.id) if isinstance(call.func, ast.Name) else None
-    if not inspect.isfunction(helper):
+        says_nothing = why in ("", "…") or why.startswith("vir")
+        return _DEFAULT if codes[0] is Code.NO_SUPPORT and says_nothing else Verdict(codes[0], why)
+    helper = _helper(call, function)
+    if helper is None:
         return None
     for node in ast.walk(_tree(helper)):
-        if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
-            inner = _refusal(node.value, helper)
-            if inner is not None:
-                is_default = inner.code == Code.NO_SUPPORT
-                return _DEFAULT if is_default else Verdict(inner.code, " ".join(texts) or inner.why)
+        made = (
+            node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+        )
+        inner = _refusal(made, helper) if isinstance(made, ast.Call) else None
+        if inner is None:
+            continue
+        if inner.code == Code.NO_SUPPORT:
+            return _DEFAULT
+        return Verdict(inner.code, inner.why.replace("…", why, 1) if "…" in inner.why else why or inner.why)
     return None
 
 
-def _text(node: ast.expr) -> str:
+def _text(node: ast.expr, function: Callable[..., Any]) -> str:
+    """A sentence, also by the name of a constant; what is put into it at run time is an ellipsis."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
+    if isinstance(node, ast.Name):
+        known = getattr(function, "__globals__", {}).get(node.id, "…")
+        return known if isinstance(known, str) else ""
     if isinstance(node, ast.JoinedStr):
         return "".join(str(each.value) if isinstance(each, ast.Constant) else "…" for each in node.values)
     return ""
@@ -209,7 +241,7 @@ Written by `make procedures`; do not edit. Of {all} procedures of libvirt 9.0 (a
 to 10.2) {real} are real; refused are {refused}.
 
 - Code 3 is libvirt's "this function is not supported by the connection driver", with the function's name;
-  84 is "Operation not supported" with a sentence that says why; 74 is "argument unsupported".
+  84 is "Operation not supported" with a sentence that says why; 55 is "Requested operation is not valid".
 - Numbers that are missing are events, which only the server sends, and gaps: a call to one gets code 39.
 - Real means: it does what libvirt says it does, as far as it is true of the driver. A single flag, or a kind
   of object, may still be refused, with a sentence that says so.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import hashlib
+import random
 import resource
 import subprocess
 import sys
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 CACHE = ROOT / ".cache" / "fuzz"
 LONGEST = 2048  # bytes of an input
+BEGINNINGS = 200  # inputs of a first campaign
 SLOW = 5.0  # seconds that no input may take
 MEMORY_MIB = 2048
 
@@ -50,6 +52,8 @@ def hunt(name: str, seconds: int) -> None:
 
     cache, kept = CACHE / name, CORPUS / name
     cache.mkdir(parents=True, exist_ok=True)
+    if not any(cache.iterdir()):
+        _begin(cache)
     folders = [str(each) for each in (cache, kept) if each.exists()]
     limits = [
         f"-max_total_time={seconds}",
@@ -67,6 +71,13 @@ def hunt(name: str, seconds: int) -> None:
     arguments = [sys.argv[0], *limits, "-seed=1", "-verbosity=0", "-print_final_stats=1", *folders]
     atheris.Setup(arguments, one, enable_python_coverage=True)
     atheris.Fuzz()
+
+
+def _begin(cache: Path) -> None:
+    """Choices at random reach far more at first than what grows from nothing."""
+    choices = random.Random(0)
+    for i in range(BEGINNINGS):
+        (cache / f"begin{i}").write_bytes(choices.randbytes(choices.choice((40, 200, 600, LONGEST))))
 
 
 def _keep(name: str, data: bytes) -> None:
