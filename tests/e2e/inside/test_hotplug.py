@@ -181,7 +181,7 @@ def test_a_snapshot_is_taken_and_brought_back_together(running: Running) -> None
     running.works()
     running.virsh("blockcommit", NAME, "vda", "--top", str(first), "--base", str(base), "--wait")
     running.works()
-    running.virsh("blockcommit", NAME, "vda", "--active", "--wait", "--pivot")
+    running.virsh("blockcommit", NAME, "vda", "--base", str(base), "--active", "--wait", "--pivot")
     assert running.path() == base
     running.virsh("snapshot-delete", NAME, "first", "--metadata")
     for overlay in (first, second):
