@@ -92,6 +92,20 @@ def test_numbers_that_nothing_else_could_hold_are_no_answer() -> None:
             ask(json.dumps({"return": [disk]}).encode(), answers.DisksStats)
 
 
+def test_what_is_no_text_is_not_sent() -> None:
+    async def run() -> None:
+        async with channel(speaking(b'{"return": {}}')) as link:
+            for user in ("\udcff", "\ud800"):  # as bytes that are not UTF-8 come through libvirt's wire
+                with pytest.raises(GuestRefused):
+                    await link.ask("guest-set-user-password", {"username": user}, kind=dict)
+            for text in ("", "[]", "{}", "\udcff", '{"execute": "a' + "\udcff" + '"}'):
+                with pytest.raises(GuestRefused):
+                    await link.ask_raw(text, 1.0)
+            assert await link.ask_raw('{"execute": "guest-ping"}', 1.0) == '{"return":{}}'
+
+    asyncio.run(run())
+
+
 def test_a_flood_ends_at_the_deadline_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qga, "SYNC_SECONDS", 0.5)
 

@@ -80,13 +80,13 @@ class QgaLink(GuestLink):
     async def tell(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
         await self._exchange(command, _line(command, arguments), GRACE_SECONDS, optional=True)
 
-    async def ask_raw(self, text: str, seconds: float | None) -> str:
+    async def ask_raw(self, text: str, seconds: float) -> str:
         try:
             asked = msgspec.json.decode(text, type=dict[str, Any])
             command = str(asked["execute"])
         except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError):
             raise GuestRefused("the command is no JSON object with an 'execute'") from None
-        reply = await self._exchange(command, msgspec.json.encode(asked) + b"\n", seconds)
+        reply = await self._exchange(command, _encode(asked), seconds)
         value = b"{}" if reply is None else bytes(reply.value) or b"{}"
         try:
             return '{"return":' + value.decode() + "}"
@@ -94,7 +94,7 @@ class QgaLink(GuestLink):
             raise GuestSilent(f"the guest agent of host {self._host} does not answer in UTF-8") from None
 
     async def _exchange(
-        self, command: str, line: bytes, seconds: float | None, *, optional: bool = False
+        self, command: str, line: bytes, seconds: float, *, optional: bool = False
     ) -> Reply | None:
         async with self._turn:
             await self._within(SYNC_SECONDS, self._synchronise(), "is not connected")
@@ -113,7 +113,7 @@ class QgaLink(GuestLink):
             raise GuestRefused(f"unable to execute QEMU agent command '{command}': {told}", unknown=unknown)
         return reply
 
-    async def _within(self, seconds: float | None, work: Awaitable[Result], failure: str) -> Result:
+    async def _within(self, seconds: float, work: Awaitable[Result], failure: str) -> Result:
         """Until its deadline; whatever goes wrong, the conversation starts anew the next time."""
         try:
             async with asyncio.timeout(seconds):
@@ -179,7 +179,14 @@ def _line(command: str, arguments: Mapping[str, Any] | None) -> bytes:
     asked: dict[str, Any] = {"execute": command}
     if arguments:
         asked["arguments"] = arguments
-    return msgspec.json.encode(asked) + b"\n"
+    return _encode(asked)
+
+
+def _encode(asked: Mapping[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(asked) + b"\n"
+    except UnicodeError:  # a client's bytes that are no text
+        raise GuestRefused("the request cannot be written as JSON") from None
 
 
 def _decode(line: bytes) -> Reply:

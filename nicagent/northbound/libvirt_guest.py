@@ -29,6 +29,7 @@ from nicagent.segments import Segments
 Shape = TypeVar("Shape")
 FREEZE_SECONDS = 60.0  # file systems write out what they hold
 TRIM_SECONDS = 300.0
+LONGEST_SECONDS = 3600.0
 NANO = 1_000_000_000
 
 
@@ -51,7 +52,7 @@ class MetalGuest(Guest):
         self._ground = ground
         self._segments = segments
         self._links = links
-        self._patience: dict[bytes, float | None] = {}
+        self._patience: dict[bytes, float] = {}
 
     def link(self, uuid: bytes) -> GuestLink:
         """Raises ARGUMENT_UNSUPPORTED, libvirt's code, where no channel is wired."""
@@ -91,7 +92,10 @@ class MetalGuest(Guest):
         return divmod(told, NANO)
 
     async def set_time(self, caller: Caller, uuid: bytes, time: tuple[int, int] | None) -> None:
-        arguments = {} if time is None else {"time": time[0] * NANO + time[1]}
+        wanted = None if time is None else time[0] * NANO + time[1]
+        if wanted is not None and not 0 <= wanted < 1 << 63:
+            raise error(Code.INVALID_ARG, "the guest's clock cannot show that time", origin=Origin.DOMAIN)
+        arguments = {} if wanted is None else {"time": wanted}
         await self._ask(uuid, "guest-set-time", arguments, kind=dict)
 
     async def power_down(self, caller: Caller, uuid: bytes, mode: str) -> None:
@@ -236,9 +240,9 @@ class MetalGuest(Guest):
             return await link.ask_raw(text, patience)
 
 
-def _patience(seconds: int) -> float | None:
-    """-2: for ever, -1: as we like, 0: it must be there at once."""
-    return {-2: None, -1: ANSWER_SECONDS, 0: 0.2}.get(seconds, float(seconds))
+def _patience(seconds: int) -> float:
+    """-2: for ever, which nobody gets: others wait for their turn. -1: as we like. 0: it must be there."""
+    return {-2: LONGEST_SECONDS, -1: ANSWER_SECONDS, 0: 0.2}.get(seconds, float(seconds))
 
 
 def _on(disks: Sequence[answers.DiskAddress], targets: Mapping[str, str]) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ domblkinfo rich /guest/a.img
 domblkinfo rich --all
 domblkerror rich
 domifstat rich testnet0
+vcpuinfo rich
+vcpupin rich
+emulatorpin rich
 cpu-stats rich
 domcontrol rich
 vcpucount rich
@@ -40,6 +43,13 @@ domblkerror rich
 domifstat rich testnet0
 domifstat rich 52:54:00:12:34:56
 domifstat rich nope
+vcpuinfo rich
+vcpupin rich
+vcpupin rich 0 0-1
+vcpupin rich
+emulatorpin rich
+emulatorpin rich 0-1
+emulatorpin rich
 cpu-stats rich
 cpu-stats rich --total
 domcontrol rich
@@ -104,6 +114,7 @@ def test_figures_have_the_same_names(pair: Pair) -> None:
                 [set(each) for each in domain.getCPUStats(False)],
                 set(domain.getCPUStats(True)[0]),
                 set(domain.diskErrors()),
+                [len(each) for each in domain.vcpus()],
                 set(domain.perfEvents()),
                 set(domain.memoryParameters()),
                 domain.schedulerType(),

@@ -57,8 +57,8 @@ class GuestLink(abc.ABC):
         """Run a command that is not answered when it works (shutdown)."""
 
     @abc.abstractmethod
-    async def ask_raw(self, text: str, seconds: float | None) -> str:
-        """A command as JSON text, and the answer as JSON text. None: wait for ever."""
+    async def ask_raw(self, text: str, seconds: float) -> str:
+        """A command as JSON text, and the answer as JSON text."""
 
     @abc.abstractmethod
     def watch(self, watcher: Callable[[bool], None]) -> None:
