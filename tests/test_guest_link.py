@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -153,6 +154,44 @@ def test_a_cancelled_question_leaves_no_answer_for_the_next() -> None:
             assert (await link.ask("two", kind=answers.Hostname)).host_name == "two"
 
     asyncio.run(run())
+
+
+def test_a_tty_is_a_channel_too_and_its_coming_and_going_is_told() -> None:
+    async def run() -> list[bool]:
+        master, slave = os.openpty()
+        told: list[bool] = []
+        link = QgaLink("metal", Path(os.ttyname(slave)))
+        link.watch(told.append)
+        loop = asyncio.get_running_loop()
+
+        def guest() -> None:
+            """Answers a line at a time until the line is cut."""
+            rest = b""
+            while True:
+                try:
+                    rest += os.read(master, 4096)
+                except OSError:
+                    return
+                *lines, rest = rest.split(b"\n")
+                for line in lines:
+                    asked = json.loads(line.lstrip(b"\xff"))
+                    mark = b"\xff" if "arguments" in asked else b""
+                    number = asked.get("arguments", {}).get("id")
+                    value = {"host-name": "metal"} if number is None else number
+                    os.write(master, mark + json.dumps({"return": value}).encode() + b"\n")
+
+        answering = loop.run_in_executor(None, guest)
+        answer = await link.ask("guest-get-host-name", kind=answers.Hostname)
+        assert answer.host_name == "metal"
+        link._hang_up()
+        os.close(slave)  # the last holder: the guest reads the end of the line
+        await answering
+        os.close(master)
+        with pytest.raises(GuestSilent):
+            await link.ask("guest-ping", kind=dict)
+        return told
+
+    assert asyncio.run(run()) == [True, False]
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,7 @@ import secrets
 import stat
 import termios
 import tty
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,7 @@ class QgaLink(GuestLink):
         self._turn = asyncio.Lock()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._ends: Sequence[asyncio.BaseTransport] = ()
         self._watchers: list[Callable[[bool], None]] = []
         self.connected = False
 
@@ -129,7 +130,7 @@ class QgaLink(GuestLink):
 
     async def _synchronise(self) -> None:
         if self._writer is None:
-            self._reader, self._writer = await _open(self._path)
+            self._reader, self._writer, self._ends = await _open(self._path)
         number = secrets.randbits(31)
         self._writer.write(b"\xff" + _line("guest-sync-delimited", {"id": number}))
         assert self._reader is not None
@@ -170,9 +171,9 @@ class QgaLink(GuestLink):
             self._hang_up()
 
     def _hang_up(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
+        for end in self._ends:
+            end.close()
+        self._reader, self._writer, self._ends = None, None, ()
 
 
 def _line(command: str, arguments: Mapping[str, Any] | None) -> bytes:
@@ -216,10 +217,13 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
     return line
 
 
-async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A unix socket, or a tty in raw mode. Raises OSError."""
+async def _open(
+    path: Path,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Sequence[asyncio.BaseTransport]]:
+    """A unix socket, or a tty in raw mode; and what is to be closed in the end. Raises OSError."""
     if stat.S_ISSOCK(path.stat().st_mode):
-        return await asyncio.open_unix_connection(str(path), limit=ANSWER_LIMIT)
+        reader, writer = await asyncio.open_unix_connection(str(path), limit=ANSWER_LIMIT)
+        return reader, writer, (writer.transport,)
     loop = asyncio.get_running_loop()
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -229,9 +233,8 @@ async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
     except BaseException:
         os.close(fd)
         raise
-    reader = asyncio.StreamReader(limit=ANSWER_LIMIT)
-    transport, protocol = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), port)
     twin = os.fdopen(os.dup(fd), "wb", buffering=0)
+    reader = asyncio.StreamReader(limit=ANSWER_LIMIT)
+    source, protocol = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), port)
     sink, _ = await loop.connect_write_pipe(asyncio.Protocol, twin)
-    del transport
-    return reader, asyncio.StreamWriter(sink, protocol, reader, loop)
+    return reader, asyncio.StreamWriter(sink, protocol, reader, loop), (source, sink)
