@@ -28,6 +28,7 @@ from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import Codec, Record, WideChars, XdrError
 
 from .source import Source
+from .volumes import Filled
 
 _LIMITS = Limits(keepalive_interval=3600.0, write_high=256 * 1024)
 _SETTLE = 5.0  # seconds after which work that a gone client left is stuck
@@ -151,6 +152,7 @@ class Rig:
 
     async def _run(self, scenario: Callable[[Rig, Source], Coroutine[Any, Any, None]], data: bytes) -> None:
         self.driver = MemoryDriver([WITH_CONSOLE])
+        self.driver.storage = Filled(self.driver._publish)
         self.names.clear(), self.uuids.clear()
         unsubscribe = self.driver.subscribe(self)
         try:

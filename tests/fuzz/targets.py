@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import struct
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -88,15 +89,30 @@ async def _calls(rig: Rig, source: Source) -> None:
 # ---- streams ---------------------------------------------------------------------------------------------
 
 
+_POOL = text("default-pool") + bytes.fromhex("dfe224cb28fb8dd0c4b264eb3f0f4566")
+_VOLUME = text("<volume><name>v</name><capacity>300000</capacity></volume>")
+_REFERENCE = text("default-pool") + text("v") + text("/default-pool/v")
+_CREATE_VOLUME = 93
+
+
+def _stream_arguments(rig: Rig, row: Procedure, source: Source) -> bytes:
+    """As of any call; half of the time about the volume that is there."""
+    if "StorageVol" not in row.api or source.one_in(2):
+        return _arguments(rig, row, source)
+    offset, length = (source.pick((0, 1, 4096, 299_999, 300_000, 2**63)) for _ in range(2))
+    return _REFERENCE + struct.pack(">QQI", offset, length, source.below(3))
+
+
 async def _streams(rig: Rig, source: Source) -> None:
     """Streams opened by every call that can, then data, holes, ends and errors on right and wrong serials."""
     client = await _opened(rig, source)
+    await client.call(_CREATE_VOLUME, _POOL + _VOLUME + number(0))
     rows = [row for row in rig.rows.values() if is_stream(row)]
     opened: list[tuple[int, int]] = [(rows[0].number, 0)]
     while source and client.connected:
-        if source.one_in(3):
+        if len(opened) == 1 or source.one_in(3):
             row = source.pick(rows)
-            opened.append((row.number, await client.call(row.number, _arguments(rig, row, source))))
+            opened.append((row.number, await client.call(row.number, _stream_arguments(rig, row, source))))
             continue
         number_, serial = source.pick(opened[-4:])
         data = source.pick((b"", source.blob(), bytes(STREAM_DATA_MAX), bytes(12)))
