@@ -228,7 +228,7 @@ def test_an_agent_that_is_killed_in_a_copy_finds_it_again(running: Running) -> N
     running.console.close()
     running.console = Console.open(running.agent, NAME)
     running.console.wake(r"\$ ", 60)
-    assert "Block Copy" in running.virsh("blockjob", NAME, "vda", "--info"), "the job is not seen again"
+    assert "1048576 bytes/s" in running.virsh("blockjob", NAME, "vda", "--info"), "the job is not seen again"
     assert running.path() == before
     running.virsh("blockjob", NAME, "vda", "--bandwidth", "0")
     running.until(
