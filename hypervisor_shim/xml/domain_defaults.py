@@ -7,6 +7,7 @@ cells only, controllers without numbers, elements that say nothing. Every functi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from xml.etree.ElementTree import Element
 
 from hypervisor_shim.xml.domain_check import memory_size_kib
@@ -53,7 +54,8 @@ def one_devices(root: Element) -> Element:
     first, *others = root.findall("devices") or [Element("devices")]
     for other in others:
         first.extend(other)
-        root.remove(other)
+    if others:
+        root[:] = [child for child in root if child.tag != "devices" or child is first]
     return first
 
 
@@ -117,9 +119,14 @@ def drop_what_says_nothing(root: Element) -> None:
             label.attrib.pop("type", None)
     for path, tags in _SAY_NOTHING:
         for parent in root.iterfind(path):
-            for child in [each for each in parent if each.tag in tags]:
-                if not child.attrib and not len(child) and not (child.text or "").strip():
-                    parent.remove(child)
+            if any(_says_nothing(child, tags) for child in parent):
+                parent[:] = [child for child in parent if not _says_nothing(child, tags)]
+
+
+def _says_nothing(element: Element, tags: frozenset[str]) -> bool:
+    return (
+        element.tag in tags and not element.attrib and not len(element) and not (element.text or "").strip()
+    )
 
 
 def put_in_order(root: Element) -> None:
@@ -156,10 +163,13 @@ def tidy_characters(devices: Element) -> None:
     """A definition names no terminal, which is of a run, and no socket without a path."""
     for device in _of_kinds(devices, _CHARACTERS):
         kind = device.get("type", "pty")
-        for source in device.findall("source"):
+        gone = set()
+        for source in device.iterfind("source"):
             source.attrib.pop("type", None)
             if kind == "pty" or (kind == "unix" and not source.get("path")):
-                device.remove(source)
+                gone.add(source)
+        if gone:
+            device[:] = [child for child in device if child not in gone]
         target = device.find("target")
         if device.tag == "channel" and target is not None:
             target.attrib.pop("state", None)
@@ -170,15 +180,18 @@ def number_controllers(devices: Element) -> None:
     taken: dict[str, set[str]] = {}
     for controller in devices.iterfind("controller"):
         taken.setdefault(controller.get("type", ""), set()).add(controller.get("index", ""))
+    numbers = {kind: _unused(indices) for kind, indices in taken.items()}
     for controller in devices.iterfind("controller"):
         kind = controller.get("type", "")
         index = controller.get("index")
         if index is None:
-            number = next(n for n in range(len(taken[kind]) + 1) if str(n) not in taken[kind])
-            index = str(number)
-            taken[kind].add(index)
+            index = next(numbers[kind])
         rest = {k: v for k, v in controller.attrib.items() if k not in ("type", "index")}
         controller.attrib = {"type": kind, "index": index} | rest
+
+
+def _unused(taken: set[str]) -> Iterator[str]:
+    return (str(number) for number in count() if str(number) not in taken)
 
 
 def fill_videos(devices: Element) -> None:

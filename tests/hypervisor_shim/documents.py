@@ -175,3 +175,6 @@ SEEN_DIFFERENTLY = {
     "xxe": "the same",
     "disknvmebus": "bus nvme came to libvirt later; metal has NVMe disks",
 }
+GOOD["controllers"] = (
+    "<domain type='test'><name>controllers</name><memory>1024</memory><os><type>hvm</type></os><devices><controller type='pci' model='pcie-root'/><controller type='pci' model='pcie-root-port'/><controller type='usb' index='0'/><controller type='usb' model='ehci'/><controller type='scsi' model='virtio-scsi'/><controller type='scsi' index='5'/><controller type='sata'/></devices><devices><video/><video><model type='qxl'/></video></devices></domain>"
+)
