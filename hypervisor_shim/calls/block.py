@@ -108,9 +108,12 @@ async def _copy(
     info = running_domain(session, ref)
     known_flags(flags, 7, function)
     bandwidth = 0
-    for name, _, value in params:
+    for name, tag, value in params:
         if name == "bandwidth":
-            bandwidth = int(value)
+            if tag != Tag.ULLONG:
+                said = f"invalid type '{Tag(tag).name.lower()}' for parameter '{name}', expected 'ullong'"
+                raise error(Code.INVALID_ARG, said, origin=Origin.NONE)
+            bandwidth = value
         elif name not in ("granularity", "buf-size"):  # how the engine goes about it is its own affair
             raise error(Code.INVALID_ARG, f"parameter '{name}' not supported", origin=Origin.NONE)
     path, format = copy_destination(destination)
