@@ -138,7 +138,7 @@ async def _serve(
             network,
             boot.set if boot is not None else None,
         )
-    files = PoolFiles(lambda: pools.directories, pools.standing_on, pools.declare_at)
+    files = PoolFiles(lambda: pools.directories, pools.declare_at)
     controller = Controller(store, parts, identity.exports, files, segments)
     await controller.load()
     segments.who_uses(controller.users_of_segment)

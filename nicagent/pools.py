@@ -172,17 +172,6 @@ class Pools:
         formats = self._formats.setdefault(uuid, {})
         return DirectoryPool(record.name, Path(record.path), self.directories, formats, self._owner)
 
-    def standing_on(self, path: Path) -> list[Path]:
-        """The volumes whose next layer is the file at `path`. Reads every volume: not in the loop."""
-        real = path.resolve()
-        return [
-            each.path
-            for record in self.records()
-            if record.active
-            for each in self.pool(record.uuid).list()
-            if each.backing is not None and each.backing.path == real
-        ]
-
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Have `watcher` called with every change. Returns how to end that."""
         self._watchers.append(watcher)

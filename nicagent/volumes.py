@@ -297,13 +297,22 @@ class Volumes:
                 raise NicagentError(
                     Kind.WRONG_STATE, f"volume {found.name} is in use by the running domain {domain}", hint
                 )
-        above = await in_thread(self._pools.standing_on, found.path)
+        above = await in_thread(self._standing_on, found)
         if above:
-            more = f" and {len(above) - 3} more" if len(above) > 3 else ""
-            names = ", ".join(each.name for each in above[:3]) + more
+            names = ", ".join(above[:3]) + (f" and {len(above) - 3} more" if len(above) > 3 else "")
             raise NicagentError(
                 Kind.WRONG_STATE, f"volume {found.name} is the backing file of {names}", "delete those first"
             )
+
+    def _standing_on(self, found: Volume) -> Sequence[str]:
+        real = _real(found.path)
+        return [
+            each.name
+            for record in self._pools.records()
+            if record.active
+            for each in self._pools.pool(record.uuid).list()
+            if each.backing is not None and str(each.backing.path) == real
+        ]
 
     async def _not_written(self, found: Volume) -> None:
         """Raises WRONG_STATE when a running domain writes to it: what is read would be of no one moment."""

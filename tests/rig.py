@@ -107,7 +107,7 @@ class Rig:
         }
         segments = Segments(config, store)
         await segments.load("this boot")
-        files = PoolFiles(lambda: [path.parent], lambda _: [])
+        files = PoolFiles(lambda: [path.parent])
         controller = Controller(store, parts, identity.exports, files, segments)
         await controller.load()
         segments.who_uses(controller.users_of_segment)

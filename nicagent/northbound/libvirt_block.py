@@ -200,7 +200,6 @@ class MetalBlock(Block):
                     Code.INVALID_ARG, f"top '{upper.path}' in chain for '{known.target}' has no backing file"
                 )
             lower = _lower(layers, known.target, at, base, shallow=shallow)
-            await self._refuse_shared(layers, layers[at + 1 : layers.index(lower) + 1])
             job = BlockJob(
                 text_of(uuid),
                 known.target,
@@ -212,20 +211,6 @@ class MetalBlock(Block):
             )
             with translated():
                 await self._ground.controller.jobs.start(job, cause_of(caller, f"commit {known.target}"))
-
-    async def _refuse_shared(self, chain: Sequence[DiskFile], changed: Sequence[DiskFile]) -> None:
-        """A commit changes what other volumes stand on, such as an image that many disks share: libvirt lets
-        it, and their next start finds them broken.
-        """
-        own = {layer.path for layer in chain}
-        for layer in changed:
-            with translated():
-                others = await self._ground.controller.files.overlays(layer.path)
-            if other := next((each for each in others if each not in own), None):
-                raise error(
-                    Code.OPERATION_INVALID,
-                    f"a commit into {layer.path} would change {other}, which stands on it too",
-                )
 
     async def job_info(self, uuid: bytes, disk: str) -> BlockJobInfo | None:
         known = self._disk(uuid, disk)

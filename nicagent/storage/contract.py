@@ -45,10 +45,6 @@ class DiskFiles(abc.ABC):
         """The files of a disk, the written one first."""
 
     @abc.abstractmethod
-    async def overlays(self, path: str) -> tuple[str, ...]:
-        """The volumes of the pools that stand on a file, each with it as its next layer."""
-
-    @abc.abstractmethod
     def check_place(self, path: str, *, there: bool) -> None:
         """Raises INVALID for a path that is not absolute, DENIED outside the pools, EXISTS or NOT_FOUND."""
 

@@ -21,26 +21,21 @@ CREATE_SECONDS = 60.0
 
 
 class PoolFiles(DiskFiles):
-    """`pools` tells the directories of this moment, `standing_on` their volumes above a file; `declare`
-    remembers the format of a file that is about to be one of their volumes, whatever its name says.
+    """`pools` tells the directories of this moment; `declare` remembers the format of a file that is about to
+    be one of their volumes, whatever its name says.
     """
 
     def __init__(
         self,
         pools: Callable[[], Sequence[Path]],
-        standing_on: Callable[[Path], Sequence[Path]],
         declare: Callable[[Path, VolumeFormat], Awaitable[None]] | None = None,
     ) -> None:
         self._pools = pools
-        self._standing_on = standing_on
         self._declare = declare
 
     async def chain(self, path: str, format: VolumeFormat) -> tuple[DiskFile, ...]:
         layers = await in_thread(volume.resolve, Path(path), format, self._pools())
         return tuple(DiskFile(str(layer.path), layer.format, layer.size) for layer in layers)
-
-    async def overlays(self, path: str) -> tuple[str, ...]:
-        return tuple(str(each) for each in await in_thread(self._standing_on, Path(path)))
 
     def check_place(self, path: str, *, there: bool) -> None:
         place, pools = Path(path), self._pools()

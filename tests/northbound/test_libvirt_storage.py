@@ -285,7 +285,7 @@ def test_an_overlay_stands_on_its_base_and_keeps_it(agent: Agent) -> None:
 def test_a_snapshots_overlay_keeps_its_base_whatever_its_name(agent: Agent) -> None:
     """What a running host's snapshot makes beside the pools' own calls is known as what it is."""
     base = agent.make("base", 4)
-    files = PoolFiles(lambda: [agent.home / "default"], agent.pools.standing_on, agent.pools.declare_at)
+    files = PoolFiles(lambda: [agent.home / "default"], agent.pools.declare_at)
     beneath = DiskFile(base.path(), VolumeFormat.RAW, 4 * MIB)
     path = f"{agent.home}/default/base.snap1"
     agent.served.run(files.create(path, VolumeFormat.QCOW2, 4 * MIB, beneath))
