@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -200,6 +201,7 @@ class MetalBlock(Block):
                     Code.INVALID_ARG, f"top '{upper.path}' in chain for '{known.target}' has no backing file"
                 )
             lower = _lower(layers, known.target, at, base, shallow=shallow)
+            await self._refuse_shared(uuid, layers[at + 1 : layers.index(lower) + 1])
             job = BlockJob(
                 text_of(uuid),
                 known.target,
@@ -211,6 +213,25 @@ class MetalBlock(Block):
             )
             with translated():
                 await self._ground.controller.jobs.start(job, cause_of(caller, f"commit {known.target}"))
+
+    async def _refuse_shared(self, uuid: bytes, changed: Sequence[DiskFile]) -> None:
+        """A commit changes what other domains' disks may stand on, such as an image that many share. libvirt
+        lets it happen, and their next start finds them broken.
+        """
+        controller = self._ground.controller
+        paths = {layer.path for layer in changed}
+        for other in controller.domains():
+            if other.domain.uuid == text_of(uuid):
+                continue
+            for disk in {*other.domain.disks, *controller.definition(other.domain.uuid).disks}:
+                with contextlib.suppress(NicagentError):  # a disk that is not there cannot be broken
+                    for layer in await controller.files.chain(disk.path, disk.format):
+                        if layer.path in paths:
+                            raise error(
+                                Code.OPERATION_INVALID,
+                                f"a commit into {layer.path} would break disk {disk.target} of domain "
+                                f"{other.domain.name}, which stands on it too",
+                            )
 
     async def job_info(self, uuid: bytes, disk: str) -> BlockJobInfo | None:
         known = self._disk(uuid, disk)

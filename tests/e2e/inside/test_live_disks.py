@@ -50,6 +50,14 @@ class Bench:
         """The file of vda, in the run or (--inactive) in the definition."""
         return str(self.pool / self.virsh("domblklist", NAME, *which).split()[1])  # a volume goes by its name
 
+    def define_sibling(self, name: str) -> None:
+        """Another domain, whose disk stands on the same image."""
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "root.qcow2", "-F", "qcow2"]
+        subprocess.run([*argv, f"{name}.qcow2"], cwd=self.pool, check=True)
+        definition = self.agent.directory / f"{name}.xml"
+        definition.write_text(domain_xml(name, f"{name}.qcow2", segment=None))
+        self.virsh("define", str(definition))
+
     def chain(self) -> list[str]:
         """The files of vda's run, the written one first."""
         shown = subprocess.run(
@@ -111,6 +119,10 @@ def test_snapshots_are_layers_and_layers_are_brought_together(bench: Bench) -> N
     bench.agent.start()
     assert bench.virsh("snapshot-current", NAME, "--name") == "two", "the snapshots did not survive the agent"
     assert bench.virsh("list", "--with-snapshot", "--name") == NAME
+    bench.define_sibling("other")
+    told = bench.refused("blockcommit", NAME, "vda", "--top", "vda[1]", "--shallow", "--wait")
+    assert "would break disk vda of domain other" in told, "another tenant's disk would have been broken"
+    bench.virsh("undefine", "other")
     bench.virsh("blockcommit", NAME, "vda", "--top", "vda[1]", "--shallow", "--wait")
     assert bench.chain() == ["root.two", "root.qcow2"]
     bench.virsh("blockpull", NAME, "vda", "--wait")
