@@ -32,6 +32,7 @@ DAEMONS = (
 NEWER_RELEASE = "trixie"
 PYPI = {"libvirt-python": "9.0.0"}  # the tests of the version that goes with Debian 12's libvirt
 NEWER = ("virt-top",)  # not in Debian 12; Debian 13's runs there
+UPSTREAM = ("libvirt", "libvirt-python")  # whose own tests are run against us
 
 
 def unpack_programs() -> None:
@@ -89,6 +90,8 @@ def main() -> int:
     try:
         install_packages(PACKAGES)
         unpack_programs()
+        for package in UPSTREAM:
+            upstream_source(package)
     except Failure as failure:
         print(f"clients: {failure}", file=sys.stderr)
         return 1

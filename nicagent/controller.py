@@ -42,6 +42,7 @@ log = logging.getLogger("nicagent.controller")
 Watcher = Callable[[Change], None]
 
 ROOM_SECONDS = 10.0  # between two looks whether a full disk has room again
+FIRST_LOOK_SECONDS = 5.0
 AUTOSTART_SECONDS = 60.0  # a host whose power cannot be read for so long after the boot is passed over
 
 TECHNICIANS: Mapping[PowerAction, Event] = {
@@ -469,7 +470,13 @@ class Controller:
         """Start a transient domain (or a defined one by its XML)."""
         return await self._start(domain, cause, check=True)
 
+    async def _first_look(self) -> None:
+        """A client may come before power was read for the first time."""
+        unread = [each for each in self._walkers.values() if each.power is Power.UNKNOWN and not each.trouble]
+        await asyncio.gather(*(walker.await_fact(FIRST_LOOK_SECONDS) for walker in unread))
+
     async def _start(self, domain: Domain, cause: Cause, *, check: bool = False) -> DomainStatus:
+        await self._first_look()
         async with self._placing:
             if check:
                 self._check(domain)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor_shim.memory import MemoryDriver
-from images.clients import upstream_source
+from images.clients import UPSTREAM, upstream_source
 from images.steps import Failure
 from tests.clients.afresh import serving_afresh
 from tests.differential.pair import LIKE_TEST
@@ -75,11 +75,23 @@ def like_test() -> Iterator[Served]:
         yield served
 
 
-def _source(package: str) -> Path:
-    try:
-        return upstream_source(package)
-    except Failure as failure:
-        pytest.skip(str(failure))
+@pytest.fixture(scope="module")
+def sources() -> dict[str, Path | Failure]:
+    """Looked for once: without a network that takes seconds."""
+
+    def look(package: str) -> Path | Failure:
+        try:
+            return upstream_source(package)
+        except Failure as failure:
+            return failure
+
+    return {package: look(package) for package in UPSTREAM}
+
+
+def _there(found: Path | Failure) -> Path:
+    if isinstance(found, Failure):
+        pytest.skip(str(found))
+    return found
 
 
 def _uri(served: Served) -> str:
@@ -87,8 +99,10 @@ def _uri(served: Served) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_libvirts_virsh_script(script: str, like_test: Served, tmp_path: Path) -> None:
-    source = _source("libvirt")
+def test_libvirts_virsh_script(
+    script: str, like_test: Served, sources: dict[str, Path | Failure], tmp_path: Path
+) -> None:
+    source = _there(sources["libvirt"])
     tools = tmp_path / "build" / "tools"
     tools.mkdir(parents=True)
     virsh = tools / "virsh"
@@ -137,8 +151,10 @@ libvirt.open = lambda name=None: _open(os.environ["NIC_URI"] if name == "test://
 """
 
 
-def test_libvirt_pythons_own_tests(like_test: Served, tmp_path: Path) -> None:
-    source = _source("libvirt-python")
+def test_libvirt_pythons_own_tests(
+    like_test: Served, sources: dict[str, Path | Failure], tmp_path: Path
+) -> None:
+    source = _there(sources["libvirt-python"])
     (tmp_path / "as_default.py").write_text(_PLUGIN)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rA", "--tb=line", "-p", "no:cacheprovider",

@@ -8,9 +8,10 @@ or not permitted, something left behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,21 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.heard.append(self.format(record))
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Nobody else hears that logger meanwhile: a run makes many lines, and only mistakes matter."""
+        logger = logging.getLogger(name)
+        level, propagate = logger.level, logger.propagate
+        logger.addHandler(self)
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 class _Pipe(asyncio.Transport):
@@ -115,10 +131,6 @@ class Rig:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, context: self._complaints.heard.append(str(context)))
         self._complaints = _Complaints()
-        logger = logging.getLogger("hypervisor_shim")
-        logger.addHandler(self._complaints)
-        logger.setLevel(logging.ERROR)
-        logger.propagate = False
 
     # ---- what connections need of a server ---------------------------------------------------------
 
@@ -146,7 +158,8 @@ class Rig:
     def run(self, scenario: Callable[[Rig, Source], Coroutine[Any, Any, None]], data: bytes) -> None:
         """One run of `scenario` with choices from `data`, on a fresh driver."""
         self._complaints.heard.clear()
-        self._loop.run_until_complete(self._run(scenario, data))
+        with self._complaints.alone("hypervisor_shim"):
+            self._loop.run_until_complete(self._run(scenario, data))
         if self._complaints.heard:
             raise Violation("\n".join(self._complaints.heard))
 

@@ -213,13 +213,13 @@ def test_its_screen_is_a_picture_and_its_keyboard_types(running: Running) -> Non
     assert shades(before) > 3, "there is nothing on the screen"
     # What is typed arrives at the keyboard that the OS sees.
     running.console.run(f"echo {PASSWORD} | sudo -S true")
-    running.console.run("sudo sh -c 'head -c 240 /dev/input/by-path/*-event-kbd > /tmp/keys &'")
+    running.console.run("sudo sh -c 'head -c 720 /dev/input/by-path/*-event-kbd > /tmp/keys &'")
 
     def typed() -> bool:
         running.virsh("send-key", "web", "KEY_LEFTSHIFT", "KEY_A", "--holdtime", "50")
-        return running.console.run("stat -c %s /tmp/keys") == "240"
+        return running.console.run("stat -c %s /tmp/keys") == "720"
 
-    until(typed, "ten events of the keyboard have come")
+    until(typed, "thirty events of the keyboard have come: a press and a release whole among them")
     pressed = running.console.run("od -An -v -w24 -tx2 /tmp/keys")
     assert re.search(r"0001 001e 0001 0000$", pressed, re.M), f"KEY_A (0x1e) did not go down: {pressed}"
     assert re.search(r"0001 001e 0000 0000$", pressed, re.M), f"KEY_A did not come up again: {pressed}"
