@@ -100,8 +100,8 @@ class Labs:
 def labs(request: pytest.FixtureRequest) -> Iterator[Labs]:
     """Those of the selected tests only."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = [call.params["suite"] for call in calls if call is not None and "suite" in call.params]
-    running = Labs(chosen)
+    given = [call.params.get("suite") for call in calls if call is not None]
+    running = Labs([suite for suite in given if isinstance(suite, Suite)])
     yield running
     running.close()
 
