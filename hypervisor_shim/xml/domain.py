@@ -9,11 +9,12 @@ from xml.etree.ElementTree import Element
 
 from hypervisor_shim.driver import MetadataKind
 from hypervisor_shim.errors import Code, Origin, error
+from hypervisor_shim.xml import metadata
 from hypervisor_shim.xml.domain_check import check_domain, memory_kib, parse_uuid
 from hypervisor_shim.xml.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
 from hypervisor_shim.xml.domain_fill import fill
 from hypervisor_shim.xml.domain_shape import DOMAIN
-from hypervisor_shim.xml.read import declarations, namespace_of, read_document
+from hypervisor_shim.xml.read import namespace_of, read_document
 from hypervisor_shim.xml.write import write_element
 
 DEFAULT_ARCH = "x86_64"
@@ -129,13 +130,7 @@ def _add_alias(device: Element, name: str) -> None:
 
 def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> str:
     """Title, description, or element text; NO_DOMAIN_METADATA (80) if it is not there."""
-    if kind is MetadataKind.TITLE:
-        found = definition.title
-    elif kind is MetadataKind.DESCRIPTION:
-        found = definition.description
-    else:
-        element = definition.metadata.get(uri or "")
-        found = None if element is None else write_element(bare(element, uri), quote='"').rstrip("\n")
+    found = metadata.find(definition, kind, uri)
     if found is None:
         raise error(
             Code.NO_DOMAIN_METADATA, "Requested metadata element is not present", origin=Origin.DOMAIN
@@ -146,63 +141,9 @@ def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> 
 def set_metadata(
     definition: DomainDef, kind: MetadataKind, text: str | None, key: str | None, uri: str | None
 ) -> DomainDef:
-    """The definition with that piece of metadata replaced, or removed when `text` is None. An element's tags
-    are given the prefix `key` for the namespace `uri`, which `get_metadata` takes off again."""
-    root = deepcopy(definition.tree)
-    if kind is not MetadataKind.ELEMENT:
-        tag = "title" if kind is MetadataKind.TITLE else "description"
-        _replace(root, tag, text or None)
-        return describe(root)
-    metadata = root.find("metadata")
-    if metadata is None:
-        metadata = _place(root, "metadata")
-    for element in list(metadata):
-        if namespace_of(element, {}) == uri:
-            metadata.remove(element)
-    if text is not None:
-        metadata.append(dressed(read_document(text), key or "", uri or ""))
-    elif not len(metadata):
-        root.remove(metadata)
-    return describe(root)
-
-
-def dressed(element: Element, key: str, uri: str) -> Element:
-    """Every tag that has no namespace of its own gets that of the client, by the client's prefix."""
-    if "xmlns" not in element.attrib:
-        for inner in element.iter():
-            if ":" not in inner.tag:
-                inner.tag = f"{key}:{inner.tag}"
-    element.attrib = {f"xmlns:{key}": uri, **element.attrib}
-    return element
-
-
-def bare(element: Element, uri: str | None) -> Element:
-    """A copy whose tags do without the prefix that stands for `uri`, and without its declaration."""
-    bare = deepcopy(element)
-    prefixes = {prefix for prefix, declared in declarations(element).items() if declared == uri}
-    for prefix in prefixes:
-        del bare.attrib[f"xmlns:{prefix}" if prefix else "xmlns"]
-    for inner in bare.iter():
-        prefix, _, name = inner.tag.rpartition(":")
-        if prefix in prefixes:
-            inner.tag = name
-    return bare
-
-
-def _place(root: Element, tag: str) -> Element:
-    order = list(DOMAIN.children)
-    element = Element(tag)
-    root.insert(sum(order.index(child.tag) < order.index(tag) for child in root), element)
-    return element
-
-
-def _replace(root: Element, tag: str, text: str | None) -> None:
-    element = root.find(tag)
-    if text is None:
-        if element is not None:
-            root.remove(element)
-    else:
-        (_place(root, tag) if element is None else element).text = text
+    """The definition with that piece of metadata replaced, or removed when `text` is None."""
+    order = DOMAIN.children
+    return describe(metadata.replaced(definition.tree, kind, text, key, uri, order=order, read=read_document))
 
 
 # ---- the typed view ----------------------------------------------------------------------------------

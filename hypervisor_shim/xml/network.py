@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.driver.facts import MetadataKind
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, uuid_text
-from hypervisor_shim.xml.domain import bare, dressed
+from hypervisor_shim.xml import metadata
 from hypervisor_shim.xml.domain_check import parse_uuid
 from hypervisor_shim.xml.domain_fill import tidy_metadata
 from hypervisor_shim.xml.domain_shape import ANY, TEXT, Shape, keep_known
@@ -251,13 +251,7 @@ def check_host(host: Element, network: str, family: str) -> None:
 
 def get_metadata(definition: NetworkDef, kind: MetadataKind, uri: str | None) -> str:
     """Title, description, or element text; NO_NETWORK_METADATA (111) if it is not there."""
-    if kind is MetadataKind.TITLE:
-        found = definition.title
-    elif kind is MetadataKind.DESCRIPTION:
-        found = definition.description
-    else:
-        element = definition.metadata.get(uri or "")
-        found = None if element is None else write_element(bare(element, uri), quote='"').rstrip("\n")
+    found = metadata.find(definition, kind, uri)
     if found is None:
         raise error(
             Code.NO_NETWORK_METADATA, "Requested metadata element is not present", origin=Origin.NETWORK
@@ -269,26 +263,12 @@ def set_metadata(
     definition: NetworkDef, kind: MetadataKind, text: str | None, key: str | None, uri: str | None
 ) -> NetworkDef:
     """The definition with that piece of metadata replaced, or removed when `text` is None."""
-    root = deepcopy(definition.tree)
-    if kind is not MetadataKind.ELEMENT:
-        tag = "title" if kind is MetadataKind.TITLE else "description"
-        element = root.find(tag)
-        if text:
-            (place(root, tag) if element is None else element).text = text
-        elif element is not None:
-            root.remove(element)
-        return describe(root)
-    metadata = root.find("metadata")
-    if metadata is None:
-        metadata = place(root, "metadata")
-    for element in list(metadata):
-        if namespace_of(element, {}) == uri:
-            metadata.remove(element)
-    if text is not None:
-        metadata.append(dressed(read_document(text, "(metadata_xml)", Origin.XML), key or "", uri or ""))
-    elif not len(metadata):
-        root.remove(metadata)
-    return describe(root)
+
+    def read(text: str) -> Element:
+        return read_document(text, "(metadata_xml)", Origin.XML)
+
+    order = NETWORK.children
+    return describe(metadata.replaced(definition.tree, kind, text, key, uri, order=order, read=read))
 
 
 # ---- the typed view ------------------------------------------------------------------------------------
@@ -296,10 +276,7 @@ def set_metadata(
 
 def place(root: Element, tag: str) -> Element:
     """A new child where libvirt writes it."""
-    order = list(NETWORK.children)
-    element = Element(tag)
-    root.insert(sum(order.index(child.tag) <= order.index(tag) for child in root), element)
-    return element
+    return metadata.place(root, tag, NETWORK.children)
 
 
 def describe(root: Element) -> NetworkDef:

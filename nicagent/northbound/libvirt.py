@@ -50,7 +50,7 @@ from nicagent.northbound.libvirt_block import MetalBlock
 from nicagent.northbound.libvirt_control import Front, MetalControl
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
-from nicagent.northbound.libvirt_ground import Ground, parsed
+from nicagent.northbound.libvirt_ground import Ground, parsed, text_of
 from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
 from nicagent.northbound.libvirt_migration import MetalMigration
@@ -256,13 +256,13 @@ class MetalDriver(Driver):
 
     def _status(self, uuid: bytes) -> DomainStatus:
         try:
-            return self._controller.domain(_text(uuid))
+            return self._controller.domain(text_of(uuid))
         except NicagentError:
             raise no_domain(uuid) from None
 
     def _definition(self, uuid: bytes) -> Domain:
         try:
-            return self._controller.definition(_text(uuid))
+            return self._controller.definition(text_of(uuid))
         except NicagentError:
             raise no_domain(uuid) from None
 
@@ -273,7 +273,7 @@ class MetalDriver(Driver):
         taken = {
             port.mac
             for status in self._controller.domains()
-            if status.domain.uuid != _text(definition.uuid)
+            if status.domain.uuid != text_of(definition.uuid)
             for port in status.domain.ports
         }
         return to_domain(with_nic_macs(definition, self._config.hosts, taken), self._pools)
@@ -293,7 +293,7 @@ class MetalDriver(Driver):
         _only_plain(flags)
         self._definition(uuid)
         with translated():
-            await self._controller.start(_text(uuid), cause_of(caller, "start"))
+            await self._controller.start(text_of(uuid), cause_of(caller, "start"))
         return self._infos[uuid]
 
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
@@ -329,7 +329,7 @@ class MetalDriver(Driver):
         self._definition(uuid)
         with translated():
             try:
-                await self._controller.interrupt(_text(uuid), cause_of(caller, "inject-nmi"))
+                await self._controller.interrupt(text_of(uuid), cause_of(caller, "inject-nmi"))
             except NicagentError as e:
                 if e.kind is not Kind.UNSUPPORTED:
                     raise
@@ -341,7 +341,7 @@ class MetalDriver(Driver):
     async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
         self._definition(uuid)
         with translated():
-            await self._controller.set_autostart(_text(uuid), autostart, cause_of(caller, "autostart"))
+            await self._controller.set_autostart(text_of(uuid), autostart, cause_of(caller, "autostart"))
         self._remember(self._status(uuid))
 
     async def set_metadata(
@@ -379,7 +379,7 @@ class MetalDriver(Driver):
     async def _act(self, uuid: bytes, act: Callable[[str, Cause], Awaitable[None]], cause: Cause) -> None:
         self._definition(uuid)  # an unknown UUID has a code of its own
         with translated():
-            await act(_text(uuid), cause)
+            await act(text_of(uuid), cause)
 
     # ---- events
 
@@ -390,10 +390,6 @@ class MetalDriver(Driver):
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         self._sinks.append(sink)
         return lambda: self._sinks.remove(sink)
-
-
-def _text(raw: bytes) -> str:
-    return str(uuid.UUID(bytes=raw))
 
 
 def _only_plain(flags: CreateFlags) -> None:

@@ -13,6 +13,7 @@ from hypervisor_shim.errors import Origin
 from hypervisor_shim.xml.secret import SecretDef, Usage
 from nicagent.errors import Kind, NicagentError
 from nicagent.keyring import Keyring, Secret
+from nicagent.northbound.libvirt_ground import text_of
 from nicagent.northbound.libvirt_words import translated
 
 _DEFINED, _UNDEFINED = 0, 1
@@ -31,7 +32,7 @@ class MetalSecrets(Secrets):
         return [_shown(each) for each in self._keyring.secrets()]
 
     def secret(self, uuid: bytes) -> SecretDef | None:
-        found = self._keyring.secret(_text(uuid))
+        found = self._keyring.secret(text_of(uuid))
         return None if found is None else _shown(found)
 
     async def define(self, caller: Caller, definition: SecretDef) -> SecretDef:
@@ -47,23 +48,23 @@ class MetalSecrets(Secrets):
     async def undefine(self, caller: Caller, uuid: bytes) -> None:
         definition = self._find(uuid)
         with translated(Origin.SECRET):
-            await self._keyring.undefine(_text(uuid))
+            await self._keyring.undefine(text_of(uuid))
         self._tell(caller, definition, _UNDEFINED)
 
     async def set_value(self, caller: Caller, uuid: bytes, value: bytes) -> None:
         definition = self._find(uuid)
         with translated(Origin.SECRET):
-            await self._keyring.set_value(_text(uuid), value)
-        log.info("secret %s was given a value by %s (%s)", _text(uuid), caller.identity, caller.peer)
+            await self._keyring.set_value(text_of(uuid), value)
+        log.info("secret %s was given a value by %s (%s)", text_of(uuid), caller.identity, caller.peer)
         self._publish(SecretValueEvent(uuid, definition.usage_type, definition.usage_id))
 
     async def value(self, caller: Caller, uuid: bytes) -> bytes:
         self._find(uuid)
         try:
-            value = self._keyring.value(_text(uuid))
+            value = self._keyring.value(text_of(uuid))
         except NicagentError as missing:
             _refuse(missing, uuid)
-        log.info("secret %s was read by %s (%s)", _text(uuid), caller.identity, caller.peer)
+        log.info("secret %s was read by %s (%s)", text_of(uuid), caller.identity, caller.peer)
         return value
 
     def _find(self, uuid: bytes) -> SecretDef:
@@ -74,7 +75,7 @@ class MetalSecrets(Secrets):
 
     def _tell(self, caller: Caller, definition: SecretDef, event: int) -> None:
         done = "undefined" if event == _UNDEFINED else "defined"
-        log.info("secret %s %s by %s (%s)", _text(definition.uuid), done, caller.identity, caller.peer)
+        log.info("secret %s %s by %s (%s)", text_of(definition.uuid), done, caller.identity, caller.peer)
         self._publish(SecretEvent(definition.uuid, definition.usage_type, definition.usage_id, event))
 
 
@@ -97,14 +98,10 @@ def _shown(secret: Secret) -> SecretDef:
 
 def _kept(definition: SecretDef) -> Secret:
     return Secret(
-        _text(definition.uuid),
+        text_of(definition.uuid),
         definition.usage_type.name.lower(),
         definition.usage_id,
         definition.description,
         definition.ephemeral,
         definition.private,
     )
-
-
-def _text(raw: bytes) -> str:
-    return str(uuids.UUID(bytes=raw))
