@@ -470,13 +470,17 @@ class Controller:
         """Start a transient domain (or a defined one by its XML)."""
         return await self._start(domain, cause, check=True)
 
-    async def _first_look(self) -> None:
-        """A client may come before power was read for the first time."""
-        unread = [each for each in self._walkers.values() if each.power is Power.UNKNOWN and not each.trouble]
+    async def _first_look(self, domain: Domain) -> None:
+        """A client may come before power was read for the first time, where its domain may run."""
+        unread = [
+            walker
+            for name, walker in self._walkers.items()
+            if domain.host in (None, name) and walker.power is Power.UNKNOWN and not walker.trouble
+        ]
         await asyncio.gather(*(walker.await_fact(FIRST_LOOK_SECONDS) for walker in unread))
 
     async def _start(self, domain: Domain, cause: Cause, *, check: bool = False) -> DomainStatus:
-        await self._first_look()
+        await self._first_look(domain)
         async with self._placing:
             if check:
                 self._check(domain)
