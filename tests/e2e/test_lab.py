@@ -1,36 +1,11 @@
-"""The end-to-end suites: each runs in a lab of its own, with real QEMU, real kernels and stock virsh.
-
-A lab mostly waits: for firmware, for a kernel, for a deadline. So two run at a time, and each test waits for
-its own.
-"""
+"""The end-to-end suites: each runs in a lab of its own, with real QEMU, real kernels and stock virsh."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-
 import pytest
 
-from tests.e2e.harness import ARTEFACTS, BASE_IMAGE, ROOT
-
-AT_ONCE = 2
-ENDING_SECONDS = 30.0  # a lab takes its servers and namespaces down
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A file of `inside/`, what it shows, and the seconds within which it must have."""
-
-    file: str
-    shows: str
-    seconds: float
-    lab: str = "demo.toml"
-    needs_image: bool = True  # and stage-1
-
+from tests.e2e.harness import ARTEFACTS, BASE_IMAGE
+from tests.e2e.labs import Labs, Suite
 
 SUITES = (
     Suite("test_survival.py", "a running host survives whatever happens to its agent", 880),
@@ -46,64 +21,6 @@ SUITES = (
     Suite("test_clients.py", "other projects' clients drive a live agent", 400),
     Suite("test_cold_move.py", "a domain moves cold between two agents", 200, needs_image=False),
 )
-
-
-class Labs:
-    """Runs suites in the order given, `AT_ONCE` at a time."""
-
-    def __init__(self, suites: Iterable[Suite]) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-        self._workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lab")
-        self._results: dict[str, Future[tuple[int, str]]] = {
-            suite.file: self._workers.submit(self._run, suite) for suite in suites
-        }
-
-    def result(self, suite: Suite) -> tuple[int, str]:
-        """Exit code and output, once it is through."""
-        return self._results[suite.file].result()
-
-    def _run(self, suite: Suite) -> tuple[int, str]:
-        emulate = ["-m", "nicagent.cli", "emulate", str(ROOT / "tests/e2e" / suite.lab), "--"]
-        inside = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/e2e/inside/{suite.file}"]
-        process = subprocess.Popen(
-            [sys.executable, *emulate, sys.executable, *inside],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        with self._lock:
-            self._running.add(process)
-        try:
-            output, _ = process.communicate(timeout=suite.seconds)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            output, _ = process.communicate(timeout=ENDING_SECONDS)
-            output += f"\nnot through after {suite.seconds:g} s"
-        finally:
-            with self._lock:
-                self._running.discard(process)
-        return process.returncode, output
-
-    def close(self) -> None:
-        """Take down what nobody waits for any more."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            for process in self._running:
-                process.terminate()
-        self._workers.shutdown()
-
-
-@pytest.fixture(scope="module")
-def labs(request: pytest.FixtureRequest) -> Iterator[Labs]:
-    """Those of the selected tests only."""
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
-    given = [call.params.get("suite") for call in calls if call is not None]
-    running = Labs([suite for suite in given if isinstance(suite, Suite)])
-    yield running
-    running.close()
 
 
 @pytest.mark.root
