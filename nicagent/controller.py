@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from nicagent.blockjobs import BlockJobs
-from nicagent.errors import Kind, NicagentError, Thing
+from nicagent.domains import Domains
+from nicagent.errors import Kind, NicagentError
 from nicagent.lifecycle import Event
 from nicagent.model import (
     Cause,
@@ -72,9 +73,7 @@ class Controller:
         self._parts = parts
         self._placement = Placement(store, derive, segments)
         self._walkers: dict[str, Walker] = {}
-        self._domains: dict[str, Domain] = {}
-        self._active: dict[str, str] = {}  # domain uuid → host it occupies
-        self._last: dict[str, tuple[DomainEvent | None, str]] = {}  # domain uuid → how and why it ended
+        self._domains = Domains(store, self._walkers)
         self._watchers: list[Watcher] = []
         self._serial = 0
         self.files = files
@@ -88,7 +87,7 @@ class Controller:
 
     async def load(self) -> None:
         """Read the store. Faces may be opened once this returns: they answer from what was acknowledged."""
-        self._domains = {domain.uuid: domain for domain in await self._store.domains()}
+        await self._domains.load()
         records = await self._store.hosts()
         for name, record in records.items():
             if name not in self._parts and record.state is not HostState.FREE:
@@ -101,7 +100,7 @@ class Controller:
             record = records.get(name, HostRecord(name))
             self._walkers[name] = Walker(parts, record, self._store, self._publish)
             if record.run is not None:
-                self._active[record.run.domain.uuid] = name
+                self._domains.occupied(record)
         await self.jobs.load()
         await self.snapshots.load()
 
@@ -120,8 +119,8 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 for walker in self._walkers.values():
                     group.create_task(walker.at_rest(AUTOSTART_SECONDS))
-            for domain in [each for each in self._domains.values() if each.autostart]:
-                if domain.uuid not in self._active:
+            for domain in [each for each in self._domains.defined() if each.autostart]:
+                if self._domains.walker(domain.uuid) is None:
                     try:
                         await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
                     except NicagentError as e:
@@ -153,23 +152,15 @@ class Controller:
     def _publish(self, record: HostRecord, power: Power, event: DomainEvent | None) -> None:
         domain: DomainStatus | None = None
         if record.run is not None:
-            uuid = record.run.domain.uuid
             if record.state is HostState.FREE:
-                self._release(record, uuid)
+                self._domains.released(record)
             else:
-                self._active[uuid] = record.name
-            domain = self._run_status(record)
+                self._domains.occupied(record)
+            domain = self._domains.running(record)
             # With the run goes the id: what is told last is the domain as it is then, off.
             if record.state is HostState.FREE:
                 domain = replace(domain, id=None, host=None)
         self._emit(host=_host_status(record, power), event=event if domain else None, domain=domain)
-
-    def _release(self, record: HostRecord, uuid: str) -> None:
-        self._active.pop(uuid, None)
-        run = record.run
-        assert run is not None
-        if uuid in self._domains:  # a transient domain is forgotten with its run
-            self._last[uuid] = (run.ending, run.failure or record.reason)
 
     def _emit(
         self,
@@ -202,52 +193,19 @@ class Controller:
 
     def domains(self) -> list[DomainStatus]:
         """Every domain: the persistent ones and the running transient ones."""
-        known = dict.fromkeys([*self._domains, *self._active])
-        return [self.domain(uuid) for uuid in known]
+        return self._domains.all()
 
     def domain(self, uuid: str) -> DomainStatus:
         """One domain, with the definition it runs under if it runs. Raises NOT_FOUND."""
-        host = self._active.get(uuid)
-        if host is not None:
-            return self._run_status(self._walkers[host].record)
-        return self._idle_status(self.definition(uuid))
+        return self._domains.status(uuid)
 
     def definition(self, uuid: str) -> Domain:
         """The persistent definition, or the run's where the domain is transient. Raises NOT_FOUND."""
-        domain = self._domains.get(uuid)
-        if domain is not None:
-            return domain
-        host = self._active.get(uuid)
-        run = self._walkers[host].record.run if host is not None else None
-        if run is None:
-            raise NicagentError(Kind.NOT_FOUND, f"no domain with matching uuid '{uuid}'", of=Thing.DOMAIN)
-        return run.domain
+        return self._domains.definition(uuid)
 
-    def _idle_status(self, domain: Domain) -> DomainStatus:
-        ended, reason = self._last.get(domain.uuid, (None, ""))
-        return DomainStatus(domain, None, None, HostState.FREE, reason, ended=ended)
-
-    def _run_status(self, record: HostRecord) -> DomainStatus:
-        run = record.run
-        assert run is not None
-        persistent = self._domains.get(run.domain.uuid)
-        domain = replace(
-            run.domain,
-            persistent=persistent is not None,
-            autostart=persistent.autostart if persistent is not None else False,
-        )
-        return DomainStatus(
-            domain,
-            run.id,
-            record.name,
-            record.state,
-            record.reason,
-            run.bindings,
-            run.exports,
-            self._parts[record.name].storage.transport,
-            was_running="power-good" in record.marks,
-            ended=run.ending,
-        )
+    def users_of_segment(self, name: str) -> list[str]:
+        """Who has a port on a segment, in words."""
+        return self._domains.users_of_segment(name)
 
     def _walker(self, name: str) -> Walker:
         walker = self._walkers.get(name)
@@ -256,24 +214,16 @@ class Controller:
             raise NicagentError(Kind.NOT_FOUND, f"no host is called {name!r}", f"known hosts: {known}")
         return walker
 
-    def users_of_segment(self, name: str) -> list[str]:
-        """Who has a port on a segment, in words."""
-        return [
-            f"domain {status.domain.name} on {status.host}"
-            for status in self.domains()
-            if any(binding.port.segment == name for binding in status.bindings)
-        ]
-
     # ---- counters, from the drivers
 
     async def statistics(self, uuid: str) -> tuple[tuple[ExportStatus, ...], tuple[PortStatus, ...]]:
         """Counters of a running domain's disks and ports; empty while it does not run. Raises NOT_FOUND."""
-        host = self._active.get(uuid)
-        if host is None:
+        walker = self._domains.walker(uuid)
+        if walker is None:
             self.definition(uuid)
             return (), ()
-        parts = self._parts[host]
-        ports = await parts.network.status(host) if parts.network is not None else ()
+        parts = walker.parts
+        ports = await parts.network.status(parts.name) if parts.network is not None else ()
         return await parts.storage.status(), ports
 
     # ---- definitions
@@ -284,11 +234,10 @@ class Controller:
         Raises EXISTS (name or UUID taken by another), INVALID (pinned to a host that is not there).
         """
         async with self._placing:
-            self._check(domain)
-            old = self._domains.get(domain.uuid)
+            self._domains.check(domain)
+            old = self.definition(domain.uuid) if self._domains.is_defined(domain.uuid) else None
             domain = replace(domain, persistent=True, autostart=old.autostart if old else False)
-            await self._store.put_domain(domain)
-            self._domains[domain.uuid] = domain
+            await self._domains.keep(domain)
         log.info("domain %s defined (%s)", domain.name, cause)
         status = self.domain(domain.uuid)
         self._emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
@@ -301,14 +250,13 @@ class Controller:
         """
         async with self._placing:
             old = self.definition(domain.uuid)
-            if domain.uuid in self._active:
+            if self._domains.walker(domain.uuid) is not None:
                 raise NicagentError(Kind.WRONG_STATE, "cannot rename active domain")
-            if any(other.name == domain.name for other in self._known()):
+            if any(other.name == domain.name for other in self._domains.known()):
                 raise NicagentError(Kind.EXISTS, f"domain with name '{domain.name}' already exists")
             before = self.domain(domain.uuid)
             domain = replace(domain, persistent=True, autostart=old.autostart)
-            await self._store.put_domain(domain)
-            self._domains[domain.uuid] = domain
+            await self._domains.keep(domain)
         log.info("domain %s renamed to %s (%s)", old.name, domain.name, cause)
         self._emit(event=DomainEvent.RENAMED_FROM, domain=before)
         self._emit(event=DomainEvent.RENAMED, domain=self.domain(domain.uuid))
@@ -336,12 +284,8 @@ class Controller:
         """
         async with self._placing:
             if config is not None:
-                if uuid not in self._domains:
-                    self.definition(uuid)
-                    raise NicagentError(
-                        Kind.WRONG_STATE, "transient domains do not have any persistent config"
-                    )
-                self._check(config)
+                self._domains.persistent(uuid, "transient domains do not have any persistent config")
+                self._domains.check(config)
             if live is not None:
                 walker = self._occupied(uuid)
                 run = walker.record.run
@@ -383,81 +327,35 @@ class Controller:
         log.info("disk %s of %s has %d bytes now (%s)", target, uuid, size, cause)
 
     def _storage_of(self, uuid: str) -> HostStorage | None:
-        host = self._active.get(uuid)
-        return None if host is None else self._parts[host].storage
+        walker = self._domains.walker(uuid)
+        return None if walker is None else walker.parts.storage
 
     def _path_of(self, uuid: str, target: str) -> str | None:
-        host = self._active.get(uuid)
-        run = None if host is None else self._walkers[host].record.run
+        run = self._domains.run(uuid)
         disks = () if run is None else run.domain.disks
         return next((disk.path for disk in disks if disk.target == target), None)
 
     async def _redefine(self, config: Domain) -> None:
         async with self._placing:
-            old = self._domains.get(config.uuid)
-            if old is None:
-                raise NicagentError(Kind.WRONG_STATE, f"domain {config.name} was undefined meanwhile")
-            config = replace(config, persistent=True, autostart=old.autostart)
-            await self._store.put_domain(config)
-            self._domains[config.uuid] = config
-
-    def _check(self, domain: Domain) -> None:
-        for other in self._known():
-            if other.name == domain.name and other.uuid != domain.uuid:
-                raise NicagentError(
-                    Kind.EXISTS, f"domain '{domain.name}' already exists with uuid {other.uuid}"
-                )
-            if other.uuid == domain.uuid and other.name != domain.name:
-                raise NicagentError(
-                    Kind.EXISTS, f"domain '{other.name}' is already defined with uuid {domain.uuid}"
-                )
-        if domain.host is not None and domain.host not in self._walkers:
-            known = ", ".join(self._walkers)
-            raise NicagentError(
-                Kind.INVALID,
-                f"domain {domain.name} is pinned to unknown host {domain.host!r}",
-                f"known: {known}",
-            )
-
-    def _known(self) -> Iterable[Domain]:
-        yield from self._domains.values()
-        for uuid in self._active:
-            if uuid not in self._domains:
-                yield self.definition(uuid)
+            old = self._domains.persistent(config.uuid, f"domain {config.name} was undefined meanwhile")
+            await self._domains.keep(replace(config, persistent=True, autostart=old.autostart))
 
     async def undefine(self, uuid: str, cause: Cause) -> None:
         """Forget a definition; a running domain goes on as a transient one."""
         async with self._placing:
-            domain = self._domains.get(uuid)
-            if domain is None:
-                self.definition(uuid)  # raises NOT_FOUND when there is none at all
-                raise NicagentError(Kind.WRONG_STATE, "cannot undefine transient domain")
+            domain = self._domains.persistent(uuid, "cannot undefine transient domain")
             status = self.domain(uuid)
-            await self._store.drop_domain(uuid)
-            del self._domains[uuid]
-            await self._forget_derived()
+            await self._domains.drop(uuid)
             if status.id is not None:
                 status = self.domain(uuid)  # it goes on, as a transient one
-        self._last.pop(uuid, None)
         log.info("domain %s undefined (%s)", domain.name, cause)
         self._emit(event=DomainEvent.UNDEFINED, domain=status)
-
-    async def _forget_derived(self, *also: str) -> None:
-        """Drop leases and disk identities of domains that are gone. Those of a running domain stay with it,
-        also when its definition goes: its address must not be given to another.
-        """
-        await self._store.forget_derived({*self._domains, *self._active, *also})
 
     async def set_autostart(self, uuid: str, autostart: bool, cause: Cause) -> None:
         """Mark a persistent domain to be started when the board comes up."""
         async with self._placing:
-            domain = self._domains.get(uuid)
-            if domain is None:
-                self.definition(uuid)
-                raise NicagentError(Kind.WRONG_STATE, "cannot set autostart for transient domain")
-            domain = replace(domain, autostart=autostart)
-            await self._store.put_domain(domain)
-            self._domains[uuid] = domain
+            domain = self._domains.persistent(uuid, "cannot set autostart for transient domain")
+            await self._domains.keep(replace(domain, autostart=autostart))
         log.info("domain %s autostart %s (%s)", domain.name, autostart, cause)
 
     # ---- power of domains
@@ -483,12 +381,12 @@ class Controller:
         await self._first_look(domain)
         async with self._placing:
             if check:
-                self._check(domain)
-                domain = replace(domain, persistent=domain.uuid in self._domains)
-            if domain.uuid in self._active:
+                self._domains.check(domain)
+                domain = replace(domain, persistent=self._domains.is_defined(domain.uuid))
+            if self._domains.walker(domain.uuid) is not None:
                 raise NicagentError(Kind.WRONG_STATE, "domain is already running")
             walker = self._placement.place(domain, self._walkers)
-            await self._forget_derived(domain.uuid)
+            await self._domains.forget_derived(domain.uuid)
             run = await self._placement.plan(domain, walker.parts)
             step = await walker.ask(Event.START, cause, run=run, until=STARTED)
         state = await step.reached
@@ -506,11 +404,11 @@ class Controller:
         )
 
     def _occupied(self, uuid: str) -> Walker:
-        host = self._active.get(uuid)
-        if host is None:
+        walker = self._domains.walker(uuid)
+        if walker is None:
             self.definition(uuid)
             raise NicagentError(Kind.WRONG_STATE, "domain is not running")
-        return self._walkers[host]
+        return walker
 
     async def destroy(self, uuid: str, cause: Cause) -> None:
         """Power off hard; returns once the host is free again and nothing of the domain is left on it."""

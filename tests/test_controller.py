@@ -257,7 +257,7 @@ async def test_a_transient_domain_is_known_only_while_it_runs(rig: Rig) -> None:
     rig.bodies["metal-1"].set_power(Power.OFF)
     await rig.in_state("metal-1", HostState.FREE)
     assert rig.controller.domains() == []
-    assert rig.controller._last == {}, "nothing is kept of domains that are gone"
+    assert rig.controller._domains._ended == {}, "nothing is kept of domains that are gone"
 
 
 async def test_a_transient_domain_survives_the_agent_and_can_be_made_persistent(tmp_path: Path) -> None:
