@@ -1,8 +1,10 @@
 """Who may do what: rights per identity, for every call, every domain and every event.
 
 A session has identities (`uid:1000`, `gid:64055`, `x509:CN=nova,O=Cloud`, `sasl:alice`, `tcp:anonymous`);
-rules give rights to those who have one that matches. Each procedure needs one right, which follows from its
-row. A domain that a client may not read is not there for it: in no list, behind no name or UUID, in no event.
+rules give rights to those who have one that matches, on domains by their names and by the tenant that they
+name. Each procedure needs one right, which follows from its row. A domain that a client may not read is not
+there for it: in no list, behind no name or UUID, in no event. Whoever gives a domain a name or a tenant needs
+the right on the domain as it is, and on what it becomes.
 """
 
 from __future__ import annotations
@@ -13,19 +15,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hypervisor_shim.driver import Caller, CreateFlags, DomainInfo, Driver
+from hypervisor_shim.driver import Caller, CreateFlags, DomainInfo, Driver, Impact, MetadataKind
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain
 from hypervisor_shim.frame import NONNULL_DOMAIN
 from hypervisor_shim.xdr import Codec, DomainRef, Record
+from hypervisor_shim.xml.domain import parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
 
 if TYPE_CHECKING:
     from hypervisor_shim.procedures import Procedure
     from hypervisor_shim.session import Session
 
-_REMEMBERED = 20_000  # names whose rights one session keeps at hand
+_REMEMBERED = 20_000  # domains whose rights one session keeps at hand
 
 
 class Right(IntFlag):
@@ -49,13 +52,41 @@ class Right(IntFlag):
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Rights for whoever has an identity that one of `who` matches (shell patterns), on the domains whose
-    names one of `domains` matches. `shared` are the rights on what is no domain (pools, networks, secrets,
-    devices of the node); None: the same where the rule holds for every domain, otherwise none."""
+    names one of `domains` matches and whose tenant one of `tenants` does; None: of whatever tenant, or none.
+    `shared` are the rights on what is no domain (pools, networks, secrets, devices of the node); None: the
+    same where the rule holds for every domain, otherwise none."""
 
     who: tuple[str, ...]
     may: Right
     domains: tuple[str, ...] = ("*",)
     shared: Right | None = None
+    tenants: tuple[str, ...] | None = None
+
+    @property
+    def for_all(self) -> bool:
+        """It holds for every domain that there may be."""
+        return "*" in self.domains and self.tenants is None
+
+    def holds(self, domain: Named) -> bool:
+        """It holds for this domain."""
+        tenant = domain.tenant
+        if self.tenants is not None and (tenant is None or not _matches(tenant, self.tenants)):
+            return False
+        return _matches(domain.name, self.domains)
+
+
+def _matches(text: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(text, pattern) for pattern in patterns)
+
+
+class Named(Protocol):
+    """What rules select a domain by."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tenant(self) -> str | None: ...
 
 
 class Access:
@@ -65,7 +96,7 @@ class Access:
         every = Right.NONE  # on each domain there is
         shared = Right.NONE
         for rule in rules:
-            if "*" in rule.domains:
+            if rule.for_all:
                 every |= rule.may
                 shared |= rule.may if rule.shared is None else rule.shared
             else:
@@ -77,24 +108,25 @@ class Access:
         self.unlimited = every == Right.ALL and shared == Right.ALL
         self._every = every
         self._rules = [rule for rule in rules if rule.may & ~every]
-        self._known: dict[str, Right] = {}
+        self._known: dict[tuple[str, str | None], Right] = {}
 
-    def on(self, domain: str) -> Right:
-        """The rights on the domain of that name."""
+    def on(self, domain: Named) -> Right:
+        """The rights on a domain, or on what a domain is to become."""
         if not self._rules:
             return self._every
-        rights = self._known.get(domain)
+        key = domain.name, domain.tenant
+        rights = self._known.get(key)
         if rights is None:
             rights = self._every
             for rule in self._rules:
-                if any(fnmatchcase(domain, pattern) for pattern in rule.domains):
+                if rule.holds(domain):
                     rights |= rule.may
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[domain] = rights
+            self._known[key] = rights
         return rights
 
-    def sees(self, domain: str | None) -> bool:
+    def sees(self, domain: Named | None) -> bool:
         """Whether an event of that domain (None: of something else) may be told."""
         return bool((self.shared if domain is None else self.on(domain)) & Right.READ)
 
@@ -113,11 +145,7 @@ class Policy:
         if self._rules is None:
             return EVERYTHING
         known = list(identities)
-        found = [
-            rule
-            for rule in self._rules
-            if any(fnmatchcase(identity, pattern) for pattern in rule.who for identity in known)
-        ]
+        found = [rule for rule in self._rules if any(_matches(identity, rule.who) for identity in known)]
         return Access(found) if found else None
 
 
@@ -140,7 +168,9 @@ class About(Enum):
 
     NODE = 0  # the connection and the machine: open to whoever was let in
     DOMAIN = 1  # the domain that its arguments name
-    DOMAINS = 2  # domains that its handler looks up through `session.driver`, a view of the visible ones
+    #: Domains that its handler looks up through `session.driver`, a view of the visible ones; and one that it
+    #: makes, which the view or `permit` checks.
+    DOMAINS = 2
     SHARED = 3  # all else
 
 
@@ -174,7 +204,7 @@ _THROUGH_THE_VIEW = frozenset(
         "virDomainLookupByID", "virDomainLookupByName", "virDomainLookupByUUID", "virDomainDefineXML",
         "virDomainDefineXMLFlags", "virDomainCreateXML", "virConnectListDomains", "virConnectNumOfDomains",
         "virConnectListDefinedDomains", "virConnectNumOfDefinedDomains", "virConnectListAllDomains",
-        "virConnectGetAllDomainStats",
+        "virConnectGetAllDomainStats", "virDomainMigratePrepare3Params", "virDomainMigrateFinish3Params",
     }
 )  # fmt: skip
 _OF_THE_NODE = (
@@ -252,7 +282,7 @@ def guarded(row: Procedure) -> Callable[..., Any]:
             if info is None:  # or it is hidden, which must not be told apart
                 raise no_domain(uuid)
             wanted = Right.CONFIGURE if secure and values[-1] & secure else right
-            if not wanted & session.access.on(info.name):
+            if not wanted & session.access.on(info):
                 raise denied(session, wanted, api)
             return handler(session, *values)
 
@@ -270,11 +300,11 @@ class _VisibleDomains:
         return getattr(self._driver, name)
 
     def _seen(self, info: DomainInfo | None) -> DomainInfo | None:
-        return info if info is not None and self._access.on(info.name) & Right.READ else None
+        return info if info is not None and self._access.on(info) & Right.READ else None
 
     def domains(self) -> list[DomainInfo]:
         on = self._access.on
-        return [info for info in self._driver.domains() if on(info.name) & Right.READ]
+        return [info for info in self._driver.domains() if on(info) & Right.READ]
 
     def domain(self, uuid: bytes) -> DomainInfo | None:
         return self._seen(self._driver.domain(uuid))
@@ -286,20 +316,44 @@ class _VisibleDomains:
         return self._seen(self._driver.domain_by_id(id))
 
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
-        self._check(definition, Right.CONFIGURE, "virDomainDefineXML")
+        self.check(definition, Right.CONFIGURE, "virDomainDefineXML")
         return await self._driver.define(caller, definition)
 
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
-        self._check(definition, Right.CONFIGURE, "virDomainCreateXML")
-        self._check(definition, Right.OPERATE, "virDomainCreateXML")
+        self.check(definition, Right.CONFIGURE, "virDomainCreateXML")
+        self.check(definition, Right.OPERATE, "virDomainCreateXML")
         return await self._driver.create_xml(caller, definition, flags)
 
-    def _check(self, definition: DomainDef, right: Right, api: str) -> None:
-        """Under its new name, and under the one that it may have now."""
+    async def set_metadata(
+        self,
+        caller: Caller,
+        uuid: bytes,
+        kind: MetadataKind,
+        text: str | None,
+        key: str | None,
+        uri: str | None,
+        impact: Impact,
+    ) -> None:
+        if kind is MetadataKind.ELEMENT:  # one of them may say whose the domain is
+            now = parse_domain(self._driver.domain_xml(uuid, inactive=True, secure=True))
+            becomes = set_metadata(now, kind, text, key, uri)
+            self.check(becomes, Right.CONFIGURE, "virDomainSetMetadata")
+        await self._driver.set_metadata(caller, uuid, kind, text, key, uri, impact)
+
+    def check(self, definition: DomainDef, right: Right, api: str) -> None:
+        """As it is to be, and as it may be now."""
         now = self._driver.domain(definition.uuid)
-        for name in {definition.name} | ({now.name} if now is not None else set()):
-            if not right & self._access.on(name):
+        becomes = DomainInfo(definition.uuid, definition.name, tenant=self._driver.tenant(definition))
+        for domain in (becomes,) if now is None else (now, becomes):
+            if not right & self._access.on(domain):
                 raise denied(self._session, right, api)
+
+
+def permit(session: Session, definition: DomainDef, right: Right, api: str) -> None:
+    """For calls that bring a definition in by other ways than DEFINE. Raises ACCESS_DENIED unless `session`
+    has the right on what it defines, and on the domain of that UUID if there is one."""
+    if isinstance(session.driver, _VisibleDomains):
+        session.driver.check(definition, right, api)
 
 
 def view(driver: Driver, access: Access, session: Session) -> Driver:

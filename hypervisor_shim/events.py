@@ -171,12 +171,12 @@ class Encoded:
     key: Key
     procedure: int
     body: bytes
-    domain: str | None = None  # its name, where the event is a domain's
+    domain: DomainInfo | None = None  # where the event is a domain's
 
 
 def encode(event: Event) -> list[Encoded]:
     """One packet body per event id that tells of `event`."""
-    domain = event.domain.name if isinstance(event, DomainEvent) else None
+    domain = event.domain if isinstance(event, DomainEvent) else None
     found = []
     for shape in _SHAPES[type(event)]:
         out: list[bytes] = []

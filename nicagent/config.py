@@ -189,6 +189,7 @@ class LibvirtAccess(Strict, frozen=True, kw_only=True):
     who: Annotated[tuple[str, ...], Meta(min_length=1)]
     may: tuple[Literal["read", "operate", "configure"], ...]
     domains: tuple[str, ...] = ("*",)  # patterns of names
+    tenants: tuple[str, ...] | None = None  # patterns of whose they say they are; without it: anybody's
     # On what is no domain; without it: what `may` says where the rule is for every domain, else nothing.
     shared: tuple[Literal["read", "operate", "configure"], ...] | None = None
 

@@ -144,6 +144,7 @@ class Domain:
     disks: tuple[Disk, ...] = ()
     ports: tuple[Port, ...] = ()
     host: str | None = None  # pinned to this host; None: any free one
+    tenant: str | None = None  # whose it is, for rules of access
     persistent: bool = True
     autostart: bool = False
 

@@ -22,6 +22,12 @@ def find_domain(session: Session, ref: Ref) -> DomainInfo:
     return info
 
 
+def shown(session: Session, owner: bytes | None) -> bool:
+    """Whether this client may be told of something that is `owner`'s, the domain of that UUID (None: it is
+    nobody's, or nobody knows whose)."""
+    return owner is None or session.driver.domain(owner) is not None
+
+
 def running_domain(session: Session, ref: Ref) -> DomainInfo:
     """The same, and it runs. Raises NO_DOMAIN, OPERATION_INVALID."""
     info = find_domain(session, ref)

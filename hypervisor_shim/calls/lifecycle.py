@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from hypervisor_shim.access import Right, denied
@@ -124,8 +125,8 @@ async def _rename(session: Session, ref: Ref, name: str | None, flags: int) -> i
         raise error(Code.OPERATION_INVALID, "cannot rename active domain")
     if not info.persistent:
         raise error(Code.OPERATION_INVALID, "cannot rename a transient domain")
-    if not session.access.unlimited and not Right.CONFIGURE & session.access.on(name):
-        raise denied(session, Right.CONFIGURE, "virDomainRename")  # rights go by the name
+    if not Right.CONFIGURE & session.access.on(replace(info, name=name)):  # rights go by the name
+        raise denied(session, Right.CONFIGURE, "virDomainRename")
     if info.name == name:
         raise error(Code.OPERATION_INVALID, "Can't rename domain to itself")
     if session.driver.domain_by_name(name) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from hypervisor_shim.access import Right, permit
 from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.facts import UndefineFlags
@@ -81,6 +82,7 @@ async def _prepare(
 ) -> tuple[bytes, str | None]:
     _checked(session, flags, "virDomainMigratePrepare3Params")
     definition = await _definition(session, params)
+    permit(session, definition, Right.CONFIGURE, "virDomainMigratePrepare3Params")
     known = session.driver.domain(definition.uuid)
     if known is not None and known.active:
         raise error(Code.OPERATION_INVALID, f"domain is already active as '{known.name}'")

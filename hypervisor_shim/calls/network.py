@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypervisor_shim.calls.checks import shown
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.calls.domain import metadata_kind
 from hypervisor_shim.driver import Impact
@@ -174,6 +175,7 @@ def _leases(
             lease.client_id,
         )
         for lease in networks.leases(info.uuid, mac)
+        if shown(session, lease.owner)
     ]
     return (found[:LIST_MAX] if need_results else []), len(found)
 
@@ -267,7 +269,7 @@ async def _set_metadata(
 
 def _find_port(session: Session, ref: PortRef, function: str) -> tuple[Networks, NetworkInfo]:
     networks, info = _find(session, ref[0], function)
-    if ref[1] not in set(_ports_of(networks, info)):
+    if ref[1] not in set(_ports_of(session, networks, info)):
         raise error(
             Code.NO_NETWORK_PORT,
             f"Network port with UUID {uuid_text(ref[1])} does not exist",
@@ -276,16 +278,17 @@ def _find_port(session: Session, ref: PortRef, function: str) -> tuple[Networks,
     return networks, info
 
 
-def _ports_of(networks: Networks, info: NetworkInfo) -> list[bytes]:
+def _ports_of(session: Session, networks: Networks, info: NetworkInfo) -> list[bytes]:
     if not info.active:
         raise invalid_network(f"network '{info.name}' is not active")
-    return list(networks.ports(info.uuid))
+    owners = networks.port_owners(info.uuid)
+    return [port for port in networks.ports(info.uuid) if shown(session, owners.get(port))]
 
 
 def _list_ports(session: Session, ref: Ref, need_results: int, flags: int) -> tuple[list[Any], int]:
     networks, info = _find(session, ref, "virNetworkListAllPorts")
     _flags(flags, 0, "virNetworkListAllPorts")
-    found = [(network_value(info), port) for port in _ports_of(networks, info)]
+    found = [(network_value(info), port) for port in _ports_of(session, networks, info)]
     return (found if need_results else []), len(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypervisor_shim.calls.checks import shown
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver.base import served
 from hypervisor_shim.driver.nwfilter import BindingInfo, FilterInfo, NwFilters
@@ -108,9 +109,13 @@ def _binding_value(info: BindingInfo) -> BindingRef:
     return info.port, info.filter
 
 
+def _bindings(session: Session, filters: NwFilters) -> list[BindingInfo]:
+    return [info for info in filters.bindings() if shown(session, info.owner)]
+
+
 def _find_binding(session: Session, port: str, function: str) -> tuple[NwFilters, BindingInfo]:
     filters = _filters(session, function)
-    found = next((info for info in filters.bindings() if info.port == port), None)
+    found = next((info for info in _bindings(session, filters) if info.port == port), None)
     if found is None:
         raise error(
             Code.NO_NWFILTER_BINDING,
@@ -133,7 +138,7 @@ def _binding_xml(session: Session, ref: BindingRef, flags: int) -> str:
 def _list_bindings(session: Session, need_results: int, flags: int) -> tuple[list[Any], int]:
     filters = _filters(session, "virConnectListAllNWFilterBindings")
     _flags(flags, 0, "virConnectListAllNWFilterBindings")
-    found = [_binding_value(info) for info in filters.bindings()][:LIST_MAX]
+    found = [_binding_value(info) for info in _bindings(session, filters)][:LIST_MAX]
     return (found if need_results else []), len(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hypervisor_shim.access import Right, permit
 from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, known_flags
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import DomainInfo, served
@@ -22,6 +23,8 @@ from hypervisor_shim.frame import NONNULL_DOMAIN
 from hypervisor_shim.procedures import Kind, Procedure
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import INT, LIST_MAX, TEXT, UINT, Array, Record
+from hypervisor_shim.xml.domain import parse_domain
+from hypervisor_shim.xml.domain_change import with_name
 from hypervisor_shim.xml.snapshot import format_snapshot, parse_snapshot
 
 SnapshotRef = tuple[str, Ref]
@@ -220,6 +223,9 @@ async def _revert(session: Session, ref: SnapshotRef, flags: int) -> None:
     if known & SnapshotRevertFlags.RUNNING and known & SnapshotRevertFlags.PAUSED:
         detail = "running and paused flags are mutually exclusive"
         raise LibvirtError(Code.INVALID_ARG, detail, origin=Origin.DOMAIN_SNAPSHOT)
+    if not session.access.unlimited:  # the definition of then comes back, which may have been another's
+        before = with_name(await parsed(parse_domain, own.domain), info.name)
+        permit(session, before, Right.CONFIGURE, function)
     await snapshots.revert(session.caller, info.uuid, own.name, known)
 
 

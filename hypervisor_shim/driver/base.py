@@ -138,6 +138,11 @@ class Driver(ABC):
         """Sentences about the domain for `virsh dominfo` (a fault that was kept, a fact that disagrees)."""
         return []
 
+    def tenant(self, definition: DomainDef) -> str | None:
+        """Whose a domain of that definition is; its `DomainInfo` says the same. For a running domain the
+        persistent definition counts, if it has one."""
+        return None
+
     # ---- acting: coroutines, a task each ---------------------------------------------------------
 
     @abstractmethod

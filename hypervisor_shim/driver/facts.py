@@ -196,6 +196,7 @@ class DomainInfo:
     autostart: bool = False
     updated: bool = False  # the definition changed since start: DOMAIN_IS_UPDATED
     os_type: str = "hvm"
+    tenant: str | None = None  # whose it is, as its definition says (`Driver.tenant`); access rules go by it
 
     @property
     def active(self) -> bool:

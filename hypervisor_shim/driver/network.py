@@ -6,7 +6,7 @@ Networks are named by their UUID, 16 raw bytes, as domains are; so are the ports
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -41,6 +41,7 @@ class DhcpLease:
     iaid: str | None = None
     version: int = 4
     expires: int = 0
+    owner: bytes | None = None  # the domain whose it is, if it is known
 
 
 class Command(IntEnum):
@@ -97,6 +98,10 @@ class Networks(ABC):
     def port_xml(self, uuid: bytes, port: bytes) -> str:
         """The `<networkport>` document."""
         raise error(Code.NO_SUPPORT, "virNetworkPortGetXMLDesc")
+
+    def port_owners(self, uuid: bytes) -> Mapping[bytes, bytes]:
+        """Port → the domain whose it is, where that is known: who may not see that does not see the port."""
+        return {}
 
     def port_parameters(self, uuid: bytes, port: bytes) -> Sequence[tuple[str, int, Any]]:
         """Typed parameters `(name, tag, value)`."""

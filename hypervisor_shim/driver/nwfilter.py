@@ -19,10 +19,11 @@ class FilterInfo:
 
 @dataclass(frozen=True, slots=True)
 class BindingInfo:
-    """A filter at a port: the port's device, and the filter's name."""
+    """A filter at a port: the port's device, the filter's name, and the domain whose port it is."""
 
     port: str
     filter: str
+    owner: bytes | None = None
 
 
 class NwFilters(ABC):

@@ -63,6 +63,7 @@ from hypervisor_shim.memory.statistics import MemoryStatistics
 from hypervisor_shim.memory.storage import MemoryStorage
 from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
+from hypervisor_shim.xml.metadata import word
 
 DEFAULT_DOMAIN = """\
 <domain type='test'>
@@ -76,6 +77,9 @@ DEFAULT_DOMAIN = """\
   </os>
 </domain>
 """
+
+#: A definition's metadata element of this namespace may say whose the domain is: <x:tenant>blue</x:tenant>.
+WISHES = "urn:hypervisor-shim:domain:1"
 
 _TICKS = 100  # a second
 _CONSOLE_BACKLOG = 64 * 1024  # bytes of an echo that nobody reads
@@ -218,9 +222,16 @@ class MemoryDriver(Driver):
         assert definition is not None
         return get_metadata(definition, kind, uri)
 
+    def tenant(self, definition: DomainDef) -> str | None:
+        return word(definition, WISHES, "tenant")
+
     def _now(self, domain: _Domain) -> DomainInfo:
-        """With the time it has run, which moves on by ticks, as a scheduler's accounting does."""
+        """With the tenant that its definition names now, and the time it has run, which moves on by ticks, as
+        a scheduler's accounting does."""
         info = domain.info
+        definition = domain.config or domain.live
+        if definition is not None and (tenant := self.tenant(definition)) != info.tenant:
+            info = domain.info = replace(info, tenant=tenant)
         if info.id < 0:
             return info
         ticks = int((self._clock() - domain.started) * _TICKS)
@@ -390,7 +401,7 @@ class MemoryDriver(Driver):
             sink.event(event)
 
     def _tell(self, domain: _Domain, event: Lifecycle, detail: int) -> None:
-        self._publish(LifecycleEvent(domain.info, event, detail))
+        self._publish(LifecycleEvent(self._now(domain), event, detail))
 
     # ---- within ------------------------------------------------------------------------------------
 
@@ -445,6 +456,7 @@ def _described(definition: DomainDef) -> DomainInfo:
         vcpus=definition.vcpus,
         max_vcpus=definition.max_vcpus,
         os_type=definition.os_type,
+        tenant=word(definition, WISHES, "tenant"),
     )
 
 

@@ -23,6 +23,7 @@ from hypervisor_shim.driver.snapshot import (
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.memory.devices import Holder
 from hypervisor_shim.xml.domain import format_domain, parse_domain
+from hypervisor_shim.xml.domain_change import with_name
 from hypervisor_shim.xml.domain_def import DomainDef
 
 _CREATE = SnapshotCreateFlags
@@ -98,7 +99,9 @@ class MemorySnapshots(Snapshots, Generic[H]):
     async def revert(self, caller: Caller, uuid: bytes, name: str, flags: SnapshotRevertFlags) -> None:
         domain = self._find(uuid)
         snapshot = self._tree(uuid).named(name)
-        definition = parse_domain(snapshot.domain)
+        now = domain.config or domain.live
+        assert now is not None
+        definition = with_name(parse_domain(snapshot.domain), now.name)
         wanted = snapshot.state == "running" or bool(
             flags & (SnapshotRevertFlags.RUNNING | SnapshotRevertFlags.PAUSED)
         )

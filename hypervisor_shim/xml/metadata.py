@@ -38,6 +38,16 @@ def find(definition: Described, kind: MetadataKind, uri: str | None) -> str | No
     return None if element is None else write_element(_bare(element, uri), quote='"').rstrip("\n")
 
 
+def word(definition: Described, uri: str, tag: str) -> str | None:
+    """The text of the child `tag` of the element of namespace `uri`; None where there is none, or nothing
+    in it. The prefix is the client's own choice."""
+    element = definition.metadata.get(uri)
+    if element is None:
+        return None
+    found = next((child.text for child in element if child.tag.rpartition(":")[2] == tag), None)
+    return (found or "").strip() or None
+
+
 def replaced(
     tree: Element,
     kind: MetadataKind,

@@ -49,7 +49,7 @@ from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_block import MetalBlock
 from nicagent.northbound.libvirt_control import Front, MetalControl
 from nicagent.northbound.libvirt_devices import MetalDevices
-from nicagent.northbound.libvirt_domain import EVENTS, live_part, to_domain, to_info, with_nic_macs
+from nicagent.northbound.libvirt_domain import EVENTS, live_part, tenant_of, to_domain, to_info, with_nic_macs
 from nicagent.northbound.libvirt_ground import Ground, parsed, text_of
 from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
@@ -187,7 +187,8 @@ class MetalDriver(Driver):
         return True
 
     def _remember(self, status: DomainStatus) -> DomainInfo:
-        info = to_info(status, updated=self._updated(status))
+        tenant = self._controller.definition(status.domain.uuid).tenant
+        info = to_info(status, updated=self._updated(status), tenant=tenant)
         self._infos[info.uuid] = info
         self._by_name[info.name] = info.uuid
         return info
@@ -198,7 +199,7 @@ class MetalDriver(Driver):
         return self._controller.definition(status.domain.uuid).xml != status.domain.xml
 
     def _forget(self, status: DomainStatus) -> DomainInfo:
-        info = to_info(status)
+        info = to_info(status, tenant=status.domain.tenant)
         self._infos.pop(info.uuid, None)
         self._by_name.pop(info.name, None)
         return info
@@ -247,6 +248,9 @@ class MetalDriver(Driver):
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
         return domain_xml.get_metadata(parsed(self._definition(uuid).xml), kind, uri)
+
+    def tenant(self, definition: DomainDef) -> str | None:
+        return tenant_of(definition)
 
     def messages(self, uuid: bytes) -> list[str]:
         status = self._status(uuid)

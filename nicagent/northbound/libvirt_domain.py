@@ -24,13 +24,15 @@ from hypervisor_shim.driver import (
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml import domain_def
 from hypervisor_shim.xml.domain_def import DomainDef
+from hypervisor_shim.xml.metadata import word
 from nicagent import filters
 from nicagent.config import Host
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Limits, Port, VolumeFormat
 
 # One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
-#   <nic:domain xmlns:nic="urn:nicagent:domain:1"><nic:host>metal-1</nic:host></nic:domain>
+#   <nic:domain xmlns:nic="urn:nicagent:domain:1"><nic:host>metal-1</nic:host><nic:tenant>blue</nic:tenant>
+#   </nic:domain>
 WISHES = "urn:nicagent:domain:1"
 # And one of this namespace in the live document says what was made of them.
 FACTS = "urn:nicagent:run:1"
@@ -52,6 +54,7 @@ def to_domain(definition: DomainDef, pools: Mapping[str, Path]) -> Domain:
         disks=tuple(_disk(disk, definition, pools) for disk in definition.disks),
         ports=tuple(_port(number, each) for number, each in enumerate(definition.interfaces)),
         host=_pinned_host(definition),
+        tenant=tenant_of(definition),
     )
 
 
@@ -167,12 +170,12 @@ def _port(number: int, interface: domain_def.Interface) -> Port:
 
 
 def _pinned_host(definition: DomainDef) -> str | None:
-    wishes = definition.metadata.get(WISHES)
-    if wishes is None:
-        return None
-    # Metadata is kept as it was written, prefixes and all: the prefix is the client's own choice.
-    host = next((each.text for each in wishes if each.tag.rpartition(":")[2] == "host"), None)
-    return host.strip() if host else None
+    return word(definition, WISHES, "host")
+
+
+def tenant_of(definition: DomainDef) -> str | None:
+    """Whose the domain says it is."""
+    return word(definition, WISHES, "tenant")
 
 
 def live_part(status: DomainStatus) -> domain_xml.Live:
@@ -200,8 +203,9 @@ def live_part(status: DomainStatus) -> domain_xml.Live:
     )
 
 
-def to_info(status: DomainStatus, *, updated: bool = False) -> DomainInfo:
-    """A domain as libvirt's short answers tell it."""
+def to_info(status: DomainStatus, *, updated: bool = False, tenant: str | None = None) -> DomainInfo:
+    """A domain as libvirt's short answers tell it. `tenant`: what its persistent definition says, if it has
+    one; otherwise that of its run counts."""
     state, reason = _state(status)
     active = state not in (State.SHUTOFF,)
     domain = status.domain
@@ -218,6 +222,7 @@ def to_info(status: DomainStatus, *, updated: bool = False) -> DomainInfo:
         persistent=domain.persistent,
         autostart=domain.autostart,
         updated=updated,
+        tenant=tenant if domain.persistent else domain.tenant,
     )
 
 

@@ -131,7 +131,7 @@ def policy(config: settings.Libvirt) -> Policy:
                 "create it, or mend the rule",
             ) from None
         shared = None if rule.shared is None else Right.named(rule.shared)
-        rules.append(Rule(who, Right.named(rule.may), rule.domains, shared))
+        rules.append(Rule(who, Right.named(rule.may), rule.domains, shared, rule.tenants))
     return Policy(rules)
 
 

@@ -95,13 +95,18 @@ class MetalNetworks(Networks):
                 prefix=prefix,
                 mac=binding.mac,
                 hostname=hostname(binding.hostname) or None,
+                owner=_uuid(domain),
             )
-            for _, binding in self._bound(record)
+            for domain, binding in self._bound(record)
             if mac is None or binding.mac == mac.lower()
         ]
 
     def ports(self, uuid: bytes) -> list[bytes]:
         return [_port_uuid(domain, binding) for domain, binding in self._bound(self._record(uuid))]
+
+    def port_owners(self, uuid: bytes) -> dict[bytes, bytes]:
+        bound = self._bound(self._record(uuid))
+        return {_port_uuid(domain, binding): _uuid(domain) for domain, binding in bound}
 
     def port_xml(self, uuid: bytes, port: bytes) -> str:
         record = self._record(uuid)
@@ -257,6 +262,10 @@ def _info(record: Record) -> NetworkInfo:
         autostart=record.autostart,
         bridge=None if vni is None else bridge_name(vni),
     )
+
+
+def _uuid(domain: Domain) -> bytes:
+    return uuid.UUID(domain.uuid).bytes
 
 
 def _port_uuid(domain: Domain, binding: PortBinding) -> bytes:

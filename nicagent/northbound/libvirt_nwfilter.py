@@ -38,7 +38,8 @@ class MetalNwFilters(NwFilters):
 
     def bindings(self) -> list[BindingInfo]:
         return [
-            BindingInfo(binding.device, binding.port.filter or EVERY_PORT) for _, binding in self._bound()
+            BindingInfo(binding.device, binding.port.filter or EVERY_PORT, uuid.UUID(domain.uuid).bytes)
+            for domain, binding in self._bound()
         ]
 
     def binding_xml(self, port: str) -> str:

@@ -27,6 +27,7 @@ from hypervisor_shim.driver.snapshot import (
 )
 from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.xml.domain import format_domain, parse_domain
+from hypervisor_shim.xml.domain_change import with_name
 from nicagent.model import Disk, VolumeFormat
 from nicagent.northbound.libvirt_block import MetalBlock, on_files
 from nicagent.northbound.libvirt_ground import Ground, text_of
@@ -135,8 +136,8 @@ class MetalSnapshots(Snapshots):
                 raise error(Code.OPERATION_UNSUPPORTED, "a server is started by itself: virsh start")
             tree = self._tree(uuid)
             snapshot = tree.named(name)
-            ground.persistent(uuid)
-            before = parse_domain(snapshot.domain)
+            now = ground.persistent(uuid)
+            before = with_name(parse_domain(snapshot.domain), now.name)  # it may have been renamed since
             made: list[str] = []
             try:
                 with translated(Origin.DOMAIN_SNAPSHOT):

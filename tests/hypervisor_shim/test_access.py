@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import libvirt
 import pytest
@@ -28,14 +29,23 @@ from hypervisor_shim.access import (
     resolve,
 )
 from hypervisor_shim.audit import Audited
+from hypervisor_shim.driver import Caller, DomainInfo
+from hypervisor_shim.driver.migration import Migration
+from hypervisor_shim.driver.network import DhcpLease
+from hypervisor_shim.driver.nwfilter import BindingInfo
 from hypervisor_shim.memory import MemoryDriver
+from hypervisor_shim.memory.domains import WISHES
+from hypervisor_shim.memory.network import MemoryNetworks
+from hypervisor_shim.memory.nwfilter import MemoryNwFilters
 from hypervisor_shim.procedures import Kind, Phase
 from hypervisor_shim.sasl import Scram, UserFile
 from hypervisor_shim.server import make_tables
+from hypervisor_shim.xml.domain_def import DomainDef
 
-from .serving import RawClient, Served, domain, serving, text
+from .serving import RawClient, Served, domain, number, serving, text
 
 WEB, DB = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+RED = "33333333-3333-4333-8333-333333333333"
 
 
 def document(name: str, uuid: str, title: str = "") -> str:
@@ -51,7 +61,13 @@ RULES = (
     Rule(("sasl:owner",), Right.ALL, ("web-*",)),
     Rule(("sasl:owner",), Right.READ, ("db-*",)),
     Rule(("sasl:admin",), Right.ALL),
+    Rule(("sasl:blue",), Right.ALL, shared=Right.READ, tenants=("blue",)),
 )
+
+
+def tenant(name: str) -> str:
+    """A metadata element that says whose a domain is."""
+    return f"<nic:domain xmlns:nic='{WISHES}'><nic:tenant>{name}</nic:tenant></nic:domain>"
 
 
 @dataclass
@@ -70,16 +86,49 @@ class Guarded:
         return libvirt.openAuth(f"nic+unix:///system?socket={self.directory / 'sasl'}", [kinds, give, None])
 
 
+class Ports(MemoryNetworks):
+    """The network of `test:///default`, on which each domain has a port of its own UUID and an address."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda event: None)
+
+    def ports(self, uuid: bytes) -> list[bytes]:
+        return [UUID(each).bytes for each in (WEB, DB)]
+
+    def port_owners(self, uuid: bytes) -> dict[bytes, bytes]:
+        return {port: port for port in self.ports(uuid)}
+
+    def leases(self, uuid: bytes, mac: str | None) -> list[DhcpLease]:
+        owners = {"web-1": UUID(WEB).bytes, "db-1": UUID(DB).bytes, "a guest of nobody": None}
+        return [
+            DhcpLease("virbr0", "192.0.2.1", 24, hostname=name, owner=owner) for name, owner in owners.items()
+        ]
+
+
+class Bindings(MemoryNwFilters):
+    """A filter at the port of each domain."""
+
+    def bindings(self) -> list[BindingInfo]:
+        owners = {"tap-web": WEB, "tap-db": DB}
+        return [BindingInfo(port, "clean-traffic", UUID(each).bytes) for port, each in owners.items()]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
     libvirt.registerErrorHandler(lambda *_: None, None)
 
 
-@pytest.fixture
-def guarded(directory: Path) -> Iterator[Guarded]:
-    users = UserFile(directory / "users")
-    for name in ("reader", "operator", "owner", "admin", "stranger"):
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> UserFile:
+    """Made once: a verifier takes its time, and is meant to."""
+    users = UserFile(tmp_path_factory.mktemp("users") / "users")
+    for name in ("reader", "operator", "owner", "admin", "blue", "stranger"):
         users.put(name, "secret")
+    return users
+
+
+@pytest.fixture
+def guarded(directory: Path, users: UserFile) -> Iterator[Guarded]:
     records: list[Audited] = []
     driver = MemoryDriver([document("web-1", WEB), document("db-1", DB)])
     with serving(driver, directory, policy=Policy(RULES), audit=records.append) as served:
@@ -235,13 +284,159 @@ def test_rights_on_some_domains_are_none_on_what_is_shared(guarded: Guarded) -> 
     """A tenant's rules do not open pools, networks and secrets to him."""
     owner = Access([rule for rule in RULES if "sasl:owner" in rule.who])
     assert owner.shared == Right.NONE
-    assert owner.on("web-7") == Right.ALL
-    assert owner.on("db-7") == Right.READ
-    assert owner.on("mail") == Right.NONE
+    assert owner.on(named("web-7")) == Right.ALL
+    assert owner.on(named("db-7")) == Right.READ
+    assert owner.on(named("mail")) == Right.NONE
     assert not owner.sees(None), "nor their events"
     widened = Access([Rule(("x",), Right.ALL, ("web-*",), shared=Right.READ)])
     assert widened.sees(None)
     assert not widened.unlimited
+
+
+def named(name: str, tenant: str | None = None) -> DomainInfo:
+    return DomainInfo(bytes(16), name, tenant=tenant)
+
+
+# ---- what a domain is to become ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, code", [("web-9", 0), ("db-9", 88), ("db-1", 88), ("mail", 88)])
+def test_a_domain_gets_no_name_that_its_owner_has_no_right_on(guarded: Guarded, name: str, code: int) -> None:
+    conn = guarded.open("owner")
+    web = conn.lookupByName("web-1")
+    web.destroy()
+    assert code_of(lambda: web.rename(name)) == code
+    conn.close()
+
+
+def test_both_events_of_a_renaming_go_by_the_name_in_them(guarded: Guarded) -> None:
+    """Who may read one of the two names is told of that one."""
+    rules = Policy([Rule((f"uid:{os.getuid()}",), Right.READ, ("web-*",))])
+    guarded.served.server.policy = rules
+    with RawClient(guarded.served.path) as client:
+        client.open()
+        assert client.call(316, number(0) + number(0)).code == 0
+        guarded.served.server.policy = Policy()
+        with libvirt.open(guarded.served.uri) as admin:
+            web, db = admin.lookupByName("web-1"), admin.lookupByName("db-1")
+            db.destroy(), db.rename("db-2")
+            web.destroy(), web.rename("other")
+            db.rename("web-5")
+        told = [client.receive().body for _ in range(3)]
+    assert [b"web-1" in each for each in told] == [True, True, False], "it stopped, and its name went"
+    assert b"web-5" in told[2]
+
+
+@pytest.fixture
+def tenants(guarded: Guarded) -> Guarded:
+    """web-1 is blue's, db-1 nobody's, and `red` red's."""
+    conn = guarded.open("admin")
+    conn.defineXML(document("web-1", WEB, f"<metadata>{tenant('blue')}</metadata>"))
+    conn.defineXML(document("red", RED, f"<metadata>{tenant('red')}</metadata>"))
+    conn.close()
+    return guarded
+
+
+def test_a_rule_may_choose_domains_by_the_tenant_they_name(tenants: Guarded) -> None:
+    conn = tenants.open("blue")
+    assert [each.name() for each in conn.listAllDomains()] == ["web-1"]
+    assert code_of(lambda: conn.lookupByName("red")) == 42
+    web = conn.lookupByName("web-1")
+    assert code_of(web.destroy) == 0
+    assert code_of(web.create) == 0
+    assert code_of(conn.listAllStoragePools) == 0, "shared was opened for reading"
+    conn.close()
+
+
+#: What blue tries with metadata, and the code.
+CLAIMS: dict[str, tuple[Callable[[Any], object], int]] = {
+    "give it to red": (lambda c: set_element(c, "<domain><tenant>red</tenant></domain>"), 88),
+    "give it to nobody": (lambda c: set_element(c, None), 88),
+    "give it up by another word": (lambda c: set_element(c, "<domain><host>h</host></domain>"), 88),
+    "keep it": (lambda c: set_element(c, "<domain><tenant>blue</tenant><host>h</host></domain>"), 0),
+    "another element": (
+        lambda c: c.lookupByName("web-1").setMetadata(
+            2, "<x/>", "x", "urn:x", libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        ),
+        0,
+    ),
+    "define it as red's": (lambda c: c.defineXML(claimed("web-1", WEB, "red")), 88),
+    "define it as nobody's": (lambda c: c.defineXML(document("web-1", WEB)), 88),
+    "run it as red's": (lambda c: c.createXML(claimed("web-1", WEB, "red")), 88),
+    "take red's": (lambda c: c.defineXML(claimed("red", RED, "blue")), 88),
+    "take nobody's": (lambda c: c.defineXML(claimed("db-1", DB, "blue")), 88),
+    "one more of its own": (lambda c: c.defineXML(claimed("mail", RED.replace("3", "4"), "blue")), 0),
+    "one more of red's": (lambda c: c.defineXML(claimed("mail", RED.replace("3", "4"), "red")), 88),
+}  # fmt: skip
+
+
+def set_element(conn: Any, element: str | None) -> None:
+    web = conn.lookupByName("web-1")
+    web.setMetadata(2, element, "nic", WISHES, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def claimed(name: str, uuid: str, whose: str) -> str:
+    return document(name, uuid, f"<metadata>{tenant(whose)}</metadata>")
+
+
+def test_whose_a_domain_is_says_only_who_may_configure_what_comes_of_it(tenants: Guarded) -> None:
+    conn = tenants.open("blue")
+    found = {}
+    for what, (claim, _) in CLAIMS.items():
+        found[what] = code_of(lambda claim=claim: claim(conn))  # type: ignore[misc]
+        assert code_of(lambda: conn.lookupByName("web-1")) == 0, f"after {what} it is no longer blue's"
+    assert found == {what: code for what, (_, code) in CLAIMS.items()}
+    conn.close()
+    admin = tenants.open("admin")
+    assert code_of(lambda: admin.lookupByName("red")) == 0, "red's is still there"
+    admin.close()
+
+
+def test_a_snapshot_of_another_tenants_time_is_not_gone_back_to(tenants: Guarded) -> None:
+    admin = tenants.open("admin")
+    red = admin.lookupByName("red")
+    red.snapshotCreateXML("<domainsnapshot><name>then</name></domainsnapshot>")
+    admin.defineXML(claimed("red", RED, "blue"))
+    conn = tenants.open("blue")
+    given = conn.lookupByName("red")
+    snapshot = given.snapshotLookupByName("then")
+    assert code_of(lambda: given.revertToSnapshot(snapshot)) == 88
+    conn.close()
+    assert code_of(lambda: red.revertToSnapshot(red.snapshotLookupByName("then"))) == 0
+    admin.close()
+
+
+def test_a_domain_that_moves_in_needs_the_right_to_be_there(directory: Path) -> None:
+    """Where it would be found to fit, and where it is defined: a tenant may do both with its own."""
+    driver = MemoryDriver([document("db-1", DB)])
+    driver.migration = AnyWhere()
+    rules = [Rule(("uid:*",), Right.ALL, ("web-*",))]
+    with serving(driver, directory, policy=Policy(rules)) as served, RawClient(served.path) as client:
+        client.open()
+        for name, uuid, code in (("web-1", WEB, 0), ("mail", RED, 88), ("db-1", DB, 88), ("web-2", DB, 88)):
+            xml = document(name, uuid)
+            params = number(1) + text("destination_xml") + number(7) + text(xml) + number(0)
+            assert client.call(303, params + number(1024 | 8)).code == code, f"prepare {name}"
+            assert client.call(306, params + number(1024 | 8) + number(0)).code == code, f"finish {name}"
+
+
+class AnyWhere(Migration):
+    async def prepare(self, caller: Caller, definition: DomainDef) -> None:
+        """Every domain fits."""
+
+
+def test_what_is_shared_tells_nothing_of_hidden_domains(directory: Path) -> None:
+    """Ports, addresses in use and filter bindings name the domain whose they are."""
+    driver = MemoryDriver([document("web-1", WEB), document("db-1", DB)])
+    driver.networks, driver.nwfilters = Ports(), Bindings()
+    rules = Policy([Rule((f"uid:{os.getuid()}",), Right.READ, ("web-*",), shared=Right.READ)])
+    with serving(driver, directory, policy=rules) as served, libvirt.open(served.uri) as conn:
+        network = conn.networkLookupByName("default")
+        assert [port.UUIDString() for port in network.listAllPorts()] == [WEB]
+        assert code_of(lambda: network.portLookupByUUIDString(DB)) == 107
+        assert [lease["hostname"] for lease in network.DHCPLeases()] == ["web-1", "a guest of nobody"]
+        assert [each.portDev() for each in conn.listAllNWFilterBindings()] == ["tap-web"]
+        assert code_of(lambda: conn.nwfilterBindingLookupByPortDev("tap-db")) == 101
 
 
 def test_every_procedure_has_a_right_and_a_subject() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor_shim.access import Right
+from hypervisor_shim.driver import DomainInfo
 from nicagent import config
 from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.libvirt_face import policy
@@ -172,12 +173,21 @@ def test_rules_of_the_config() -> None:
     for identity in ("gid:0", "x509:CN=nova-1"):
         access = made.access([identity])
         assert access is not None
-        assert (access.on("web-1"), access.on("db"), access.shared) == (
+        web, db = (DomainInfo(bytes(16), name) for name in ("web-1", "db"))
+        assert (access.on(web), access.on(db), access.shared) == (
             Right.READ | Right.OPERATE, Right.NONE, Right.NONE,
         ), identity  # fmt: skip
     root = made.access(["uid:0"])
     assert root is not None and root.unlimited
     assert made.access(["uid:4711"]) is None
+
+
+def test_a_rule_of_the_config_for_a_tenant() -> None:
+    access = policy(rule("who = ['sasl:a']\nmay = ['read']\ntenants = ['blue']")).access(["sasl:a"])
+    assert access is not None
+    assert (access.anywhere, access.shared) == (Right.READ, Right.NONE), "it is not for every domain"
+    for tenant, right in (("blue", Right.READ), ("red", Right.NONE), (None, Right.NONE)):
+        assert access.on(DomainInfo(bytes(16), "web", tenant=tenant)) == right
 
 
 @pytest.mark.parametrize(
