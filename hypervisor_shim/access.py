@@ -185,6 +185,7 @@ _OPERATE = frozenset(
     )
 )  # fmt: skip
 #: What asks the domain's OS, which libvirt lets no read-only client do; it changes nothing, though.
+#: (Addresses may be read where the OS need not be asked.)
 LOOKS = frozenset(
     f"virDomain{what}"
     for what in ("GetHostname", "GetTime", "GetFSInfo", "InterfaceAddresses", "GetGuestInfo", "GetGuestVcpus")
@@ -215,9 +216,9 @@ _OF_THE_NODE = (
 
 def needed(row: Procedure) -> Right:
     """The right that a call of `row` takes."""
-    if row.api in _OPERATE or row.api in LOOKS:
-        return Right.OPERATE
-    return Right.READ if row.read_only else Right.CONFIGURE
+    if row.read_only:
+        return Right.READ
+    return Right.OPERATE if row.api in _OPERATE or row.api in LOOKS else Right.CONFIGURE
 
 
 def about(row: Procedure) -> About:

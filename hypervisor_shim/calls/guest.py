@@ -90,9 +90,8 @@ def _may_ask_the_guest(session: Session, ref: Ref, function: str) -> None:
     """Of a call that readers may make as long as it leaves the guest alone."""
     if session.caller.read_only:
         raise error(Code.OPERATION_DENIED, f"read only access prevents {function}", origin=Origin.DOMAIN)
-    access = session.access
-    if not access.unlimited and not Right.CONFIGURE & access.on(running_domain(session, ref).name):
-        raise denied(session, Right.CONFIGURE, function)
+    if not Right.OPERATE & session.access.on(running_domain(session, ref)):
+        raise denied(session, Right.OPERATE, function)
 
 
 async def _addresses(session: Session, ref: Ref, source: int, flags: int) -> list[Any]:

@@ -197,6 +197,13 @@ ASKED: dict[str, tuple[Callable[[Any], object], dict[str, int]]] = {
         lambda c: c.lookupByName("db-1").XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE),
         {"reader": 88, "operator": 42, "owner": 88},
     ),
+    "leases of web": (lambda c: c.lookupByName("web-1").interfaceAddresses(0), {}),
+    "leases of db": (lambda c: c.lookupByName("db-1").interfaceAddresses(0), {"operator": 42}),
+    "web's OS": (lambda c: c.lookupByName("web-1").interfaceAddresses(1), {"reader": 88}),
+    "db's OS": (
+        lambda c: c.lookupByName("db-1").interfaceAddresses(1),
+        {"reader": 88, "operator": 42, "owner": 88},
+    ),
     "nmi to web": (lambda c: c.lookupByName("web-1").injectNMI(), {"reader": 88}),
     "nmi to db": (lambda c: c.lookupByName("db-1").injectNMI(), {"reader": 88, "operator": 42, "owner": 88}),
     "autostart of web": (lambda c: c.lookupByName("web-1").setAutostart(1), {"reader": 88, "operator": 88}),
