@@ -28,6 +28,9 @@ DAEMONS = (
     "cockpit-machines",  # that page: which calls it makes
     "prometheus-libvirt-exporter",
     "collectd-core",  # its virt plugin
+    "openssh-server",  # a desk reaches an agent over ssh
+    "libwrap0",  # its library
+    "netcat-openbsd",  # what virsh runs at the other end of ssh
 )
 NEWER_RELEASE = "trixie"
 PYPI = {"libvirt-python": "9.0.0"}  # the tests of the version that goes with Debian 12's libvirt

@@ -87,6 +87,14 @@ class BlockJobs:
         """The job of a disk, from memory."""
         return self._jobs.get((uuid, target))
 
+    def of_domain(self, uuid: str) -> list[BlockJob]:
+        """The jobs of a domain's disks, from memory."""
+        return [job for job in self._jobs.values() if job.domain == uuid]
+
+    def ready(self, uuid: str, target: str) -> bool:
+        """Whether the disk's job is known to keep both files the same."""
+        return (uuid, target) in self._ready
+
     def busy(self, uuid: str, target: str) -> bool:
         """Whether a job works on the disk; not one that is just moving it."""
         return (uuid, target) in self._jobs and (uuid, target) not in self._held
@@ -98,6 +106,8 @@ class BlockJobs:
         if job is None or storage is None:
             return None
         found = await self._facts(storage, job)
+        if found is not None and self._jobs.get((uuid, target)) is job:
+            self._see_ready(job, found)  # what is told here holds for the document and the events too
         return found if found is None or found.state in (JobState.RUNNING, JobState.READY) else None
 
     async def start(self, job: BlockJob, cause: Cause) -> None:
@@ -181,16 +191,21 @@ class BlockJobs:
         if found is None:
             moved = job.kind in TWO_PHASED and self._path_of(job.domain, job.target) == job.path
             await self._over(job, JobNews.COMPLETED if moved else JobNews.FAILED)
-        elif found.state is JobState.READY and key not in self._ready:
-            self._ready.add(key)
-            self._tell(job, JobNews.READY)
-        elif found.state in (JobState.DONE, JobState.FAILED):
+            return
+        self._see_ready(job, found)
+        if found.state in (JobState.DONE, JobState.FAILED):
             # Looked at once more by the engine: its chain has changed, and the record of it is in the files.
             await storage.give_up_job(job.target)
             done = found.state is JobState.DONE and job.kind not in TWO_PHASED
             if found.trouble:
                 log.error("block job %s of disk %s: %s", job.kind.value, job.target, found.trouble)
             await self._over(job, JobNews.COMPLETED if done else JobNews.FAILED)
+
+    def _see_ready(self, job: BlockJob, found: JobFacts) -> None:
+        key = job.domain, job.target
+        if found.state is JobState.READY and key not in self._ready:
+            self._ready.add(key)
+            self._tell(job, JobNews.READY)
 
     async def _facts(self, storage: HostStorage, job: BlockJob) -> JobFacts | None:
         return next((each for each in await storage.jobs() if each.target == job.target), None)

@@ -61,8 +61,9 @@ from hypervisor_shim.memory.secret import MemorySecrets
 from hypervisor_shim.memory.snapshot import MemorySnapshots
 from hypervisor_shim.memory.statistics import MemoryStatistics
 from hypervisor_shim.memory.storage import MemoryStorage
-from hypervisor_shim.xml.domain import Live, format_domain, get_metadata, parse_domain, set_metadata
+from hypervisor_shim.xml.domain import format_domain, get_metadata, parse_domain, set_metadata
 from hypervisor_shim.xml.domain_def import DomainDef
+from hypervisor_shim.xml.domain_live import Live
 from hypervisor_shim.xml.metadata import word
 
 DEFAULT_DOMAIN = """\

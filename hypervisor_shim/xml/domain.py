@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from hypervisor_shim.driver import MetadataKind
@@ -13,24 +13,12 @@ from hypervisor_shim.xml import metadata
 from hypervisor_shim.xml.domain_check import check_domain, memory_kib, parse_uuid
 from hypervisor_shim.xml.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
 from hypervisor_shim.xml.domain_fill import fill
+from hypervisor_shim.xml.domain_live import Live, add_live
 from hypervisor_shim.xml.domain_shape import DOMAIN
 from hypervisor_shim.xml.read import namespace_of, read_document
 from hypervisor_shim.xml.write import write_element
 
 DEFAULT_ARCH = "x86_64"
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """What only a running domain's document has. Keys of `targets` are interface MACs, values their device
-    names; keys of `ptys` are aliases (serial0). `metadata`: extra elements, the text of one each, put into
-    `<metadata>`. `aliases`: devices carry the names that other calls know them by."""
-
-    id: int
-    targets: Mapping[str, str] = field(default_factory=dict)
-    ptys: Mapping[str, str] = field(default_factory=dict)
-    metadata: tuple[str, ...] = ()
-    aliases: bool = True
 
 
 def parse_domain(xml: str, *, arch: str = DEFAULT_ARCH) -> DomainDef:
@@ -69,60 +57,9 @@ def format_domain(definition: DomainDef, live: Live | None = None, *, secure: bo
             graphics.attrib.pop("passwdValidTo", None)
     if live is not None:
         root.set("id", str(live.id))
-        _add_live(root, live)
+        add_live(root, live)
     text = write_element(root)
     return text.replace("<devices/>", "<devices>\n  </devices>", 1)
-
-
-_BEFORE_TARGET = ("mac", "source", "virtualport", "vlan", "bandwidth", "port", "ip", "route", "script")
-
-
-def _add_live(root: Element, live: Live) -> None:
-    for kind in ("serial", "console"):
-        for i, device in enumerate(root.iterfind(f"devices/{kind}")):
-            alias = f"{kind}{i}"
-            path = live.ptys.get(alias) or (live.ptys.get("serial0") if alias == "console0" else None)
-            if path is not None and device.get("type") == "pty":
-                for source in device.findall("source"):
-                    device.remove(source)
-                device.insert(0, Element("source", path=path))
-                if kind == "console":
-                    device.set("tty", path)
-            if live.aliases:
-                # the first console is the first serial port and goes by its name
-                _add_alias(device, "serial0" if alias == "console0" else alias)
-    for i, interface in enumerate(root.iterfind("devices/interface")):
-        mac = interface.find("mac")
-        name = live.targets.get(mac.get("address", "") if mac is not None else "")
-        if name is not None:
-            target = interface.find("target")
-            if target is None:
-                at = sum(child.tag in _BEFORE_TARGET for child in interface)
-                target = Element("target")
-                interface.insert(at, target)
-            target.set("dev", name)
-        if live.aliases:
-            _add_alias(interface, f"net{i}")
-    if live.aliases:
-        for disk in root.iterfind("devices/disk"):
-            drive = disk.find("target")
-            if drive is not None:
-                _add_alias(disk, f"{drive.get('bus')}-{drive.get('dev')}")
-    if live.metadata:
-        metadata = root.find("metadata")
-        if metadata is None:
-            metadata = Element("metadata")
-            order = list(DOMAIN.children)
-            at = sum(order.index(child.tag) < order.index("metadata") for child in root)
-            root.insert(at, metadata)
-        for text in live.metadata:
-            metadata.append(read_document(text))
-
-
-def _add_alias(device: Element, name: str) -> None:
-    if device.find("alias") is None:
-        at = next((i for i, child in enumerate(device) if child.tag in ("address", "rom")), len(device))
-        device.insert(at, Element("alias", name=name))
 
 
 # ---- metadata --------------------------------------------------------------------------------------

@@ -222,6 +222,8 @@ def _disk(disk: Element, target: Element, index: int) -> None:
         bus = "fdc" if device == "floppy" else _BUS_OF_NAME.get(prefix, "ide")
         others = {k: v for k, v in target.attrib.items() if k != "dev"}
         target.attrib = {"dev": name, "bus": bus, **others}
+    for mirror in disk.findall("mirror"):
+        disk.remove(mirror)  # of the running domain that the text was taken from
     if device == "cdrom" and disk.find("readonly") is None:
         at = next((i for i, child in enumerate(disk) if child.tag in _BEHIND_READONLY), len(disk))
         disk.insert(at, Element("readonly"))

@@ -243,7 +243,7 @@ class MetalDriver(Driver):
         status, persistent = self._status(uuid), self._definition(uuid)
         if status.id is None or self._infos[uuid].id < 0 or (inactive and status.domain.persistent):
             return domain_xml.format_domain(parsed(persistent.xml), secure=secure)
-        live = None if inactive else live_part(status)
+        live = None if inactive else live_part(status, self._block.mirrors(uuid))
         return domain_xml.format_domain(parsed(status.domain.xml), live, secure=secure)
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:

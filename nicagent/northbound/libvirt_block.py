@@ -20,6 +20,7 @@ from hypervisor_shim.driver.block import (
 from hypervisor_shim.errors import Code, error
 from hypervisor_shim.xml.device import disk_named, with_limits, with_source
 from hypervisor_shim.xml.domain_def import DomainDef
+from hypervisor_shim.xml.domain_live import Mirror, MirrorJob
 from nicagent.blockjobs import JobNews
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
@@ -43,6 +44,10 @@ TYPES: Mapping[JobKind, BlockJobType] = {
     JobKind.COPY: BlockJobType.COPY,
     JobKind.COMMIT: BlockJobType.COMMIT,
     JobKind.ACTIVE_COMMIT: BlockJobType.ACTIVE_COMMIT,
+}
+MIRRORED: Mapping[JobKind, MirrorJob] = {
+    JobKind.COPY: MirrorJob.COPY,
+    JobKind.ACTIVE_COMMIT: MirrorJob.ACTIVE_COMMIT,
 }
 NEWS: Mapping[JobNews, BlockJobStatus] = {
     JobNews.READY: BlockJobStatus.READY,
@@ -243,6 +248,21 @@ class MetalBlock(Block):
         end = facts.total if facts.state is JobState.READY else max(facts.total, facts.done + 1)
         done = end if facts.state is JobState.READY else facts.done
         return BlockJobInfo(TYPES[facts.kind], facts.speed, done, end)
+
+    def mirrors(self, uuid: bytes) -> dict[str, Mirror]:
+        """By disk, the other side of the job that keeps two files the same; from memory."""
+        jobs = self._ground.controller.jobs
+        return {
+            job.target: Mirror(
+                MIRRORED[job.kind],
+                job.path,
+                job.format.value,
+                jobs.ready(job.domain, job.target),
+                job.shallow,
+            )
+            for job in jobs.of_domain(text_of(uuid))
+            if job.kind in MIRRORED
+        }
 
     async def set_job_speed(self, caller: Caller, uuid: bytes, disk: str, bandwidth: int) -> None:
         known = self._disk(uuid, disk)

@@ -24,6 +24,7 @@ from hypervisor_shim.driver import (
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml import domain_def
 from hypervisor_shim.xml.domain_def import DomainDef
+from hypervisor_shim.xml.domain_live import Live, Mirror
 from hypervisor_shim.xml.metadata import word
 from nicagent import filters
 from nicagent.config import Host
@@ -178,8 +179,8 @@ def tenant_of(definition: DomainDef) -> str | None:
     return word(definition, WISHES, "tenant")
 
 
-def live_part(status: DomainStatus) -> domain_xml.Live:
-    """What the live document adds to the definition."""
+def live_part(status: DomainStatus, mirrors: Mapping[str, Mirror]) -> Live:
+    """What the live document adds to the definition. `mirrors`: by disk, of its block jobs."""
     assert status.id is not None
     facts = f"<run:run xmlns:run={quoteattr(FACTS)} host={quoteattr(status.host or '')}"
     if status.transport is not None:
@@ -196,10 +197,11 @@ def live_part(status: DomainStatus) -> domain_xml.Live:
             f" ipv4={quoteattr(binding.ipv4)}/>"
         )
     facts += "</run:run>"
-    return domain_xml.Live(
+    return Live(
         id=status.id,
         targets={binding.mac: binding.device for binding in status.bindings},
         metadata=(facts,),
+        mirrors=mirrors,
     )
 
 

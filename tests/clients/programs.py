@@ -15,7 +15,7 @@ import pytest
 
 from images.clients import UNPACKED
 
-_PLACES = ("usr/bin", "usr/sbin")
+_PLACES = ("usr/bin", "usr/sbin", "bin")
 
 
 def program(name: str) -> Path:

@@ -47,6 +47,9 @@ GOOD["full"] = """<domain type='test'>
   </devices>
   <seclabel type='none'/>
 </domain>"""
+GOOD["mirrored"] = (
+    "<domain type='test'><name>mir</name><memory>1024</memory><os><type>hvm</type></os><devices><disk type='file'><driver name='qemu' type='qcow2'/><source file='/x'/><mirror type='file' file='/y' format='raw' job='copy' ready='yes'><format type='raw'/><source file='/y'/></mirror><target dev='vda'/></disk></devices></domain>"
+)
 GOOD["console"] = (
     "<domain type='test'><name>cons</name><memory>1024</memory><os><type>hvm</type></os><devices><console type='pty'/></devices></domain>"
 )

@@ -157,6 +157,9 @@ def test_a_copy_survives_the_agent_and_a_pivot_is_whole_whenever_it_dies(bench: 
     bench.agent.kill()
     bench.agent.start()
     assert "100000 bytes/s" in bench.virsh("blockjob", NAME, "vda", "--info"), "the job is not seen again"
+    mirror = f"<mirror type='file' file='{copy}' format='qcow2' job='copy'"
+    assert f"{mirror}>" in bench.virsh("dumpxml", NAME), "the document does not show where the copy goes"
+    assert "<mirror" not in bench.virsh("dumpxml", NAME, "--inactive")
     assert "active block job" in bench.refused("snapshot-create-as", NAME, "busy", "--disk-only")
     assert "not ready" in bench.refused("blockjob", NAME, "vda", "--pivot")
     bench.virsh("blockjob", NAME, "vda", "--bandwidth", "0")
@@ -164,6 +167,7 @@ def test_a_copy_survives_the_agent_and_a_pivot_is_whole_whenever_it_dies(bench: 
     while "100 %" not in bench.virsh("blockjob", NAME, "vda", "--info"):
         assert time.monotonic() < deadline, "the copy is not ready after 30 s"
         time.sleep(0.1)
+    assert f"{mirror} ready='yes'>" in bench.virsh("dumpxml", NAME), "what blockjob says, the document says"
     asking = threading.Thread(
         target=lambda: bench.agent.virsh("blockjob", NAME, "vda", "--pivot", check=False, seconds=20)
     )
