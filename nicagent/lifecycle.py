@@ -57,6 +57,20 @@ INTENTS = frozenset(
 )
 
 
+#: Moves that take power away, or follow from one that does: they are made durable on a full disk, too.
+ENDS = frozenset(
+    {
+        Event.STOP,
+        Event.SHUTDOWN,
+        Event.SWITCH_OFF,
+        Event.POWER_OFF_SEEN,
+        Event.DONE,
+        Event.FAILED,
+        Event.DEADLINE,
+    }
+)
+
+
 class Action(StrEnum):
     """What the controller has a driver do. Each is idempotent, so that a restart may repeat it."""
 

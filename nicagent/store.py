@@ -33,6 +33,7 @@ from nicagent.model import (
     Initiator,
     PortBinding,
 )
+from nicagent.reserve import Reserve
 
 log = logging.getLogger("nicagent.store")
 
@@ -103,8 +104,11 @@ def if_there_is_room(what: str) -> Iterator[None]:
 class Store:
     """The database of one agent. Open it once; a second agent on the same file is refused."""
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, reserve: Reserve, thread: ThreadPoolExecutor, path: Path
+    ) -> None:
         self._db = connection
+        self._reserve = reserve
         self._thread = thread
         self._path = path
 
@@ -117,7 +121,9 @@ class Store:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(connection, thread, path)
+        reserve = Reserve(path.with_name(f"{path.name}-reserve"))
+        await asyncio.get_running_loop().run_in_executor(thread, reserve.keep)
+        return cls(connection, reserve, thread, path)
 
     async def close(self) -> None:
         """Close the database; every acknowledged write is already on disk."""
@@ -135,12 +141,35 @@ class Store:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
 
-    async def _write(self, sql: str, *values: object) -> None:
+    async def _change(self, work: Callable[[sqlite3.Connection], T], *, must: bool = False) -> T:
+        """Like `_do`, for work that writes. `must`: on a full disk the room that is kept may be used; all
+        else waits until that is kept again."""
+
+        def change(db: sqlite3.Connection) -> T:
+            reserve = self._reserve
+            if not must and reserve.missing and not reserve.keep():
+                raise _full(self._path)
+            try:
+                result = work(db)
+            except sqlite3.OperationalError as e:
+                if not must or e.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                reserve.lend()
+                result = work(db)
+            if reserve.missing:
+                with contextlib.suppress(sqlite3.OperationalError):
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the journal takes no more than it needs
+                reserve.keep_if_plenty()
+            return result
+
+        return await self._do(change)
+
+    async def _write(self, sql: str, *values: object, must: bool = False) -> None:
         def work(db: sqlite3.Connection) -> None:
             with db:
                 db.execute(sql, values)
 
-        await self._do(work)
+        await self._change(work, must=must)
 
     # ---- domains
 
@@ -179,7 +208,7 @@ class Store:
                     statement = f"DELETE FROM {table} WHERE domain NOT IN (SELECT value FROM json_each(?))"  # noqa: S608
                     db.execute(statement, keep)
 
-        await self._do(work)
+        await self._change(work)
 
     # ---- hosts
 
@@ -189,25 +218,24 @@ class Store:
         records = [msgspec.json.decode(body, type=HostRecord) for (body,) in rows]
         return {record.name: record for record in records}
 
-    async def put_host(self, record: HostRecord) -> None:
-        """Durable when it returns: this is the "intent first" of every transition."""
-        await self._write("INSERT OR REPLACE INTO host VALUES (?, ?)", record.name, _json(record))
+    async def put_host(self, record: HostRecord, *, must: bool = False) -> None:
+        """Durable when it returns: this is the "intent first" of every transition. `must`: it takes power
+        away, which has to be possible on a full disk."""
+        await self._write("INSERT OR REPLACE INTO host VALUES (?, ?)", record.name, _json(record), must=must)
 
     # ---- identities: derived once, stored
 
     async def initiator(self, host: str, derive: Callable[[], Initiator]) -> Initiator:
         """The host's initiator; derived and stored at the first call."""
 
-        def work(db: sqlite3.Connection) -> Initiator:
-            row = db.execute("SELECT body FROM initiator WHERE host = ?", (host,)).fetchone()
-            if row is not None:
-                return msgspec.json.decode(row[0], type=Initiator)
-            value = derive()
-            with db:
-                db.execute("INSERT INTO initiator VALUES (?, ?)", (host, _json(value)))
-            return value
-
-        return await self._do(work)
+        row = await self._do(
+            lambda db: db.execute("SELECT body FROM initiator WHERE host = ?", (host,)).fetchone()
+        )
+        if row is not None:
+            return msgspec.json.decode(row[0], type=Initiator)
+        value = derive()
+        await self._write("INSERT INTO initiator VALUES (?, ?)", host, _json(value))
+        return value
 
     async def identities(self, domain: str) -> dict[str, ExportIdentity]:
         """The identities of a domain's disks, by target."""
@@ -226,7 +254,7 @@ class Store:
                     [(domain, export.disk.target, _json(export.identity)) for export in exports],
                 )
 
-        await self._do(work)
+        await self._change(work)
 
     # ---- addresses
 
@@ -269,7 +297,7 @@ class Store:
                 db.execute("INSERT INTO lease VALUES (?, ?, ?, ?)", (segment, address, domain, port))
             return address
 
-        return await self._do(work)
+        return await self._change(work)
 
     # ---- objects that clients define: pools, segments, filters, secrets, snapshots
 
@@ -312,7 +340,7 @@ class Store:
                 ).fetchone()
             return int(row[0])
 
-        return await self._do(work)
+        return await self._change(work)
 
     async def meta(self, key: str) -> str | None:
         """A small fact, if it is known."""
@@ -366,6 +394,14 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     db.commit()
 
 
+def _full(path: Path) -> NicagentError:
+    return NicagentError(
+        Kind.NO_SPACE,
+        f"the disk that holds the state {path} is full",
+        "free some space, then ask again; nothing was lost",
+    )
+
+
 def _readable(error: Exception, path: Path) -> NicagentError:
     text = str(error)
     if "locked" in text:
@@ -373,11 +409,7 @@ def _readable(error: Exception, path: Path) -> NicagentError:
             Kind.UNAVAILABLE, f"the state {path} is in use by another nicagent", "stop that one first"
         )
     if "full" in text:
-        return NicagentError(
-            Kind.NO_SPACE,
-            f"the disk that holds the state {path} is full",
-            "free some space, then ask again; nothing was lost",
-        )
+        return _full(path)
     return NicagentError(
         Kind.UNAVAILABLE, f"the state {path} cannot be used: {text}", "check agent.state_dir and its disk"
     )

@@ -313,7 +313,7 @@ class Walker:
 
     async def _make_move(self, row: Row, step: Step) -> None:
         record = self._after(row, step)
-        await self._store.put_host(record)
+        await self._store.put_host(record, must=step.event in lifecycle.ENDS)
         if row.actions or row.next is not self.record.state:
             await self._stop_acting()
         if row.next is HostState.CLEANING:

@@ -246,43 +246,67 @@ async def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
+from nicagent import reserve
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import HostState
 from nicagent.store import HostRecord, Store
 
-async def main(where):
-    store = await Store.open(where / "nicagent.db")
-    kept = []
+HOSTS = [f"host-{number}" for number in range(16)]
+
+async def refused(store):
     try:
-        for number in range(10000):
-            record = HostRecord(f"host-{number}", HostState.RUNNING, "x" * 4000)
-            await store.put_host(record)
-            kept.append(record.name)
+        await store.put_meta("key", "value")
     except NicagentError as e:
         assert e.kind is Kind.NO_SPACE, e
-        print(e)
-    else:
-        raise SystemExit("the disk never became full")
-    assert sorted(await store.hosts()) == sorted(kept), "reading on a full disk"
-    (where / "ballast").unlink()
-    await store.put_host(HostRecord("after", HostState.FREE))
-    await store.close()
+        return str(e)
+    raise SystemExit("something was written on a full disk")
+
+async def first(where):
     store = await Store.open(where / "nicagent.db")
-    assert sorted(await store.hosts()) == sorted([*kept, "after"]), "something was lost"
+    kept = where / "nicagent.db-reserve"
+    assert kept.stat().st_blocks * 512 >= reserve.SIZE, "no room is kept"
+    for name in HOSTS:
+        await store.put_host(HostRecord(name, HostState.RUNNING, "x" * 10_000))
+    fill(where / "others-first")
+    print(await refused(store))
+    assert len(await store.hosts()) == len(HOSTS), "reading on a full disk"
+    for name in HOSTS:  # the stop of every host
+        for state in (HostState.STOPPING, HostState.CLEANING, HostState.FREE):
+            await store.put_host(HostRecord(name, state, "x" * 10_000), must=True)
+    assert not kept.exists()
+    fill(where / "others-second")
+    await refused(store)  # until there is room to keep again
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def second(where):
+    store = await Store.open(where / "nicagent.db")
+    assert {each.state for each in (await store.hosts()).values()} == {HostState.FREE}, "a stop was lost"
+    await refused(store)
+    for path in where.glob("others-*"):
+        path.unlink()
+    await store.put_meta("key", "value")
+    assert (where / "nicagent.db-reserve").stat().st_blocks * 512 >= reserve.SIZE, "no room is kept again"
     await store.close()
 
-where = Path(sys.argv[1])
-(where / "ballast").write_bytes(bytes(500_000))
-asyncio.run(main(where))
+def fill(path):
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+asyncio.run({"1": first, "2": second}[sys.argv[2]](Path(sys.argv[1])))
 """
 
 
 @pytest.mark.root
-def test_a_full_disk_is_told_loses_nothing_and_is_got_over(tmp_path: Path) -> None:
-    """On a tmpfs of 1 MiB in a mount namespace of its own."""
-    mount = f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+def test_a_full_disk_is_told_loses_nothing_and_lets_power_be_taken_away(tmp_path: Path) -> None:
+    """On a small tmpfs in a mount namespace of its own; the agent is killed in between."""
+    run = f'{sys.executable} -c "$0" {tmp_path}'
+    mount = f"mount -t tmpfs -o size=4m tmpfs {tmp_path} && {{ {run} 1; test $? = 137; }} && {run} 2"
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", mount, FULL_DISK], cwd=REPO, capture_output=True, text=True
     )

@@ -521,10 +521,10 @@ async def slow_write(rig: Rig, entered: asyncio.Event, go_on: asyncio.Event) -> 
     """Have the store take its time over the next host record."""
     write = rig.store.put_host
 
-    async def put_host(record: object) -> None:
+    async def put_host(record: object, **how: bool) -> None:
         entered.set()
         await go_on.wait()
-        await write(record)  # type: ignore[arg-type]
+        await write(record, **how)  # type: ignore[arg-type]
 
     rig.store.put_host = put_host  # type: ignore[method-assign,assignment]
 
@@ -572,7 +572,7 @@ async def test_an_intent_on_a_full_disk_is_refused_and_nothing_is_done(db: Path)
     async with Rig.live(db, bodies()) as rig:
         await started(rig)
 
-        async def put_host(record: object) -> None:
+        async def put_host(record: object, **how: bool) -> None:
             raise NicagentError(Kind.NO_SPACE, "the disk that holds the state is full", "free some space")
 
         rig.store.put_host = put_host  # type: ignore[method-assign,assignment]
@@ -591,12 +591,12 @@ async def test_a_fact_on_a_full_disk_is_taken_once_there_is_room(
         await started(rig)
         write, refusals = rig.store.put_host, 3
 
-        async def put_host(record: object) -> None:
+        async def put_host(record: object, **how: bool) -> None:
             nonlocal refusals
             if refusals:
                 refusals -= 1
                 raise NicagentError(Kind.NO_SPACE, "the disk that holds the state is full", "free some space")
-            await write(record)  # type: ignore[arg-type]
+            await write(record, **how)  # type: ignore[arg-type]
 
         rig.store.put_host = put_host  # type: ignore[method-assign,assignment]
         rig.bodies[HOST].set_power(Power.OFF)

@@ -559,7 +559,7 @@ def small(gpio: Bench) -> Iterator[Bench]:
         kept.rename(state)
 
 
-def test_a_full_disk_refuses_what_must_last_and_touches_nothing(small: Bench) -> None:
+def test_a_full_disk_refuses_what_must_last_and_lets_power_be_taken_away(small: Bench) -> None:
     state = small.agent.directory / "state"
     other = domain_xml("other", "web.qcow2")
     sentence = f"the disk that holds the state {state}/nicagent.db is full; free some space, then ask again"
@@ -574,7 +574,7 @@ def test_a_full_disk_refuses_what_must_last_and_touches_nothing(small: Bench) ->
     edges = small.chassis.waveform()
     with full(state):
         assert sentence in small.refused("undefine", "web")
-        assert sentence in small.refused("destroy", "web")
+        assert sentence in small.refused("autostart", "web")
         # Also an agent that comes up then finds its host, and leaves it as it is.
         small.agent.kill()
         small.agent.start()
@@ -583,7 +583,9 @@ def test_a_full_disk_refuses_what_must_last_and_touches_nothing(small: Bench) ->
         with pytest.raises(subprocess.TimeoutExpired):
             small.agent.process.wait(1)  # it stays
         assert small.chassis.waveform() == edges, "a line moved though nothing could be made durable"
-    small.virsh("destroy", "web")
+        small.virsh("destroy", "web")
+        assert (small.status()["state"], small.status()["power"]) == ("free", "off")
+        assert sentence in small.refused("start", "web"), "the room that is kept is for power-off"
     small.virsh("define", small.file(other))
     small.virsh("undefine", "other")
 
