@@ -77,7 +77,7 @@ class Controller:
         self._watchers: list[Watcher] = []
         self._serial = 0
         self.files = files
-        self.snapshots = Snapshots(store)
+        self.snapshots = Snapshots(store, self._domains.is_there)
         self.jobs = BlockJobs(store, self._storage_of, self._path_of)
         self._placing = asyncio.Lock()  # placement and definition see one another's results
         # domain uuid → one change of its disks or ports at a time; a lock is gone with its last holder
@@ -108,6 +108,7 @@ class Controller:
         """Walk the hosts until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.jobs.run())
+            group.create_task(self.snapshots.run())
             for walker in self._walkers.values():
                 group.create_task(walker.run())
 
@@ -160,6 +161,7 @@ class Controller:
             # With the run goes the id: what is told last is the domain as it is then, off.
             if record.state is HostState.FREE:
                 domain = replace(domain, id=None, host=None)
+                self.snapshots.look_at(domain.domain.uuid)
         self._emit(host=_host_status(record, power), event=event if domain else None, domain=domain)
 
     def _emit(
@@ -237,6 +239,7 @@ class Controller:
             self._domains.check(domain)
             old = self.definition(domain.uuid) if self._domains.is_defined(domain.uuid) else None
             domain = replace(domain, persistent=True, autostart=old.autostart if old else False)
+            await self.snapshots.settle(domain.uuid)
             await self._domains.keep(domain)
         log.info("domain %s defined (%s)", domain.name, cause)
         status = self.domain(domain.uuid)
@@ -346,6 +349,7 @@ class Controller:
             domain = self._domains.persistent(uuid, "cannot undefine transient domain")
             status = self.domain(uuid)
             await self._domains.drop(uuid)
+            self.snapshots.look_at(uuid)
             if status.id is not None:
                 status = self.domain(uuid)  # it goes on, as a transient one
         log.info("domain %s undefined (%s)", domain.name, cause)
@@ -387,6 +391,7 @@ class Controller:
                 raise NicagentError(Kind.WRONG_STATE, "domain is already running")
             walker = self._placement.place(domain, self._walkers)
             await self._domains.forget_derived(domain.uuid)
+            await self.snapshots.settle(domain.uuid)
             run = await self._placement.plan(domain, walker.parts)
             step = await walker.ask(Event.START, cause, run=run, until=STARTED)
         state = await step.reached

@@ -88,6 +88,10 @@ class Domains:
             raise NicagentError(Kind.WRONG_STATE, otherwise)
         return domain
 
+    def is_there(self, uuid: str) -> bool:
+        """Defined, running, or both."""
+        return uuid in self._defined or uuid in self._host_of
+
     def is_defined(self, uuid: str) -> bool:
         return uuid in self._defined
 

@@ -12,6 +12,7 @@ import pytest
 from nicagent import controller as controller_module
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Change, Domain, DomainEvent, HostState, Port, Power, PowerAction
+from nicagent.snapshots import Notes
 from nicagent.store import HostRecord, Store
 from tests.rig import TESTER, Rig, bodies, domain, held
 
@@ -449,3 +450,38 @@ async def test_a_host_that_nobody_ever_recorded_is_free(tmp_path: Path) -> None:
     await store.close()
     async with Rig.live(tmp_path / "db", bodies()) as rig:
         assert [status.state for status in rig.controller.hosts()] == [HostState.FREE, HostState.FREE]
+
+
+# ---- notes of snapshots
+
+
+async def notes_in_store(rig: Rig) -> list[str]:
+    return [each.domain for each in await rig.store.objects("snapshots", Notes)]
+
+
+@pytest.mark.parametrize("died", [False, True])
+async def test_notes_of_snapshots_end_with_the_domain(tmp_path: Path, died: bool) -> None:
+    """It was undefined while it ran, and then stopped; the agent may die right after."""
+    world, vm = bodies(), domain("a")
+    async with Rig.live(tmp_path / "nicagent.db", world) as rig:
+        await rig.power_known()
+        await run(rig, vm)
+        await rig.controller.snapshots.keep(vm.uuid, "a note")
+        await rig.controller.undefine(vm.uuid, TESTER)
+        assert rig.controller.snapshots.of(vm.uuid) == "a note", "it still runs"
+        if died:  # before the store could be told
+            rig.store.drop_object = forever  # type: ignore[method-assign]
+        await rig.controller.destroy(vm.uuid, TESTER)
+        assert rig.controller.snapshots.of(vm.uuid) is None
+        if not died:
+            await rig.until(lambda: not rig.controller.snapshots._left, "the store's forgetting")
+        assert await notes_in_store(rig) == ([vm.uuid] if died else [])
+    async with Rig.live(tmp_path / "nicagent.db", world) as rig:
+        await rig.power_known()
+        await rig.controller.define(vm, TESTER)
+        assert rig.controller.snapshots.of(vm.uuid) is None, "another domain of its UUID has its snapshots"
+        assert not await notes_in_store(rig)
+
+
+async def forever(kind: str, uuid: str) -> None:
+    await asyncio.Event().wait()
