@@ -151,6 +151,7 @@ class Segment(Strict, frozen=True, kw_only=True):
     cidr: str
     range: tuple[str, str]  # first and last address that this agent allots; disjoint between agents
     mtu: Annotated[int, Meta(ge=576, le=9000)] = 1450
+    bridges: tuple[str, ...] = ()  # by which clients that name bridges, not networks, mean this one
 
 
 class Overlay(Strict, frozen=True, kw_only=True):
@@ -372,10 +373,15 @@ def check(config: Config, origin: str) -> None:
     if config.overlay is not None:
         _check_overlay(config.overlay, wrong)
     vnis: dict[int, str] = {}
+    bridges: dict[str, str] = {}
     for name, segment in config.segments.items():
         other = vnis.setdefault(segment.vni, name)
         if other != name:
             raise wrong(f"segments.{name}.vni", f"VNI {segment.vni} is taken by {other}", "give each its own")
+        for bridge in segment.bridges:
+            other = bridges.setdefault(bridge, name)
+            if other != name:
+                raise wrong(f"segments.{name}.bridges", f"'{bridge}' is {other} already", "name it once")
         _check_segment(name, segment, wrong)
     devices: dict[str, str] = {}
     for name, host in config.hosts.items():

@@ -49,7 +49,15 @@ from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_block import MetalBlock
 from nicagent.northbound.libvirt_control import Front, MetalControl
 from nicagent.northbound.libvirt_devices import MetalDevices
-from nicagent.northbound.libvirt_domain import EVENTS, live_part, tenant_of, to_domain, to_info, with_nic_macs
+from nicagent.northbound.libvirt_domain import (
+    EVENTS,
+    bridges_of,
+    live_part,
+    tenant_of,
+    to_domain,
+    to_info,
+    with_nic_macs,
+)
 from nicagent.northbound.libvirt_ground import Ground, parsed, text_of
 from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
@@ -99,6 +107,7 @@ class MetalDriver(Driver):
         self._controller = controller
         self._consoles = hosts.consoles
         self._pools = pools.paths
+        self._bridges = bridges_of(config.segments)
         self._infos: dict[bytes, DomainInfo] = {}
         self._by_name: dict[str, bytes] = {}
         self._sinks: list[EventSink] = []
@@ -280,7 +289,8 @@ class MetalDriver(Driver):
             if status.domain.uuid != text_of(definition.uuid)
             for port in status.domain.ports
         }
-        return to_domain(with_nic_macs(definition, self._config.hosts, taken), self._pools)
+        whole = with_nic_macs(definition, self._config.hosts, taken)
+        return to_domain(whole, self._pools, self._bridges)
 
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
         with translated():
@@ -363,7 +373,9 @@ class MetalDriver(Driver):
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
         changed = domain_xml.set_metadata(parsed(self._definition(uuid).xml), kind, text, key, uri)
         with translated():
-            await self._controller.define(to_domain(changed, self._pools), cause_of(caller, "metadata"))
+            await self._controller.define(
+                to_domain(changed, self._pools, self._bridges), cause_of(caller, "metadata")
+            )
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags

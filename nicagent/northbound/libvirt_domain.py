@@ -27,9 +27,10 @@ from hypervisor_shim.xml.domain_def import DomainDef
 from hypervisor_shim.xml.domain_live import Live, Mirror
 from hypervisor_shim.xml.metadata import word
 from nicagent import filters
-from nicagent.config import Host
+from nicagent.config import Host, Segment
 from nicagent.errors import Kind, NicagentError, Thing
 from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Limits, Port, VolumeFormat
+from nicagent.network.contract import bridge_name
 
 # One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
 #   <nic:domain xmlns:nic="urn:nicagent:domain:1"><nic:host>metal-1</nic:host><nic:tenant>blue</nic:tenant>
@@ -44,8 +45,13 @@ RUNNING_BOOTED = 1
 IP_PARAMETER = "IP"
 
 
-def to_domain(definition: DomainDef, pools: Mapping[str, Path]) -> Domain:
-    """What the controller needs of a definition. Raises INVALID or UNSUPPORTED naming the element."""
+def to_domain(
+    definition: DomainDef, pools: Mapping[str, Path], bridges: Mapping[str, str] | None = None
+) -> Domain:
+    """What the controller needs of a definition; `bridges`: which segment a client means by a bridge.
+
+    Raises INVALID or UNSUPPORTED naming the element.
+    """
     return Domain(
         uuid=str(uuid.UUID(bytes=definition.uuid)),
         name=definition.name,
@@ -53,7 +59,7 @@ def to_domain(definition: DomainDef, pools: Mapping[str, Path]) -> Domain:
         memory_kib=definition.max_mem_kib,
         vcpus=definition.max_vcpus,
         disks=tuple(_disk(disk, definition, pools) for disk in definition.disks),
-        ports=tuple(_port(number, each) for number, each in enumerate(definition.interfaces)),
+        ports=tuple(_port(number, each, bridges or {}) for number, each in enumerate(definition.interfaces)),
         host=_pinned_host(definition),
         tenant=tenant_of(definition),
     )
@@ -137,14 +143,30 @@ def _volume(where: str, pool: str, volume: str, pools: Mapping[str, Path]) -> Pa
     return directory / volume
 
 
-def _port(number: int, interface: domain_def.Interface) -> Port:
+def bridges_of(segments: Mapping[str, Segment]) -> dict[str, str]:
+    """Which segment a client means by a bridge: the agent's own, or one that the config lists for it."""
+    own = {bridge_name(segment.vni): name for name, segment in segments.items()}
+    return own | {bridge: name for name, segment in segments.items() for bridge in segment.bridges}
+
+
+def _segment(number: int, interface: domain_def.Interface, bridges: Mapping[str, str]) -> str:
+    source = interface.source or ""
+    if interface.type == "network" and source:
+        return source
+    if interface.type == "bridge" and source in bridges:
+        return bridges[source]
+    if interface.type == "bridge":
+        what = f"bridge '{source}' is that of no segment"
+        advice = "list it in segments.NAME.bridges, or use <interface type='network'>"
+    else:
+        what = f"type '{interface.type}' names no segment"
+        advice = "use <interface type='network'><source network='SEGMENT'/>"
+    raise NicagentError(Kind.UNSUPPORTED, f"interface {number}: {what}", advice)
+
+
+def _port(number: int, interface: domain_def.Interface, bridges: Mapping[str, str]) -> Port:
     name = f"port{number}"
-    if interface.type != "network" or not interface.source:
-        raise NicagentError(
-            Kind.UNSUPPORTED,
-            f"interface {number}: type '{interface.type}' names no segment",
-            "use <interface type='network'><source network='SEGMENT'/>",
-        )
+    segment = _segment(number, interface, bridges)
     address = None
     if interface.filter is not None:
         filters.check(interface.filter.name, f"interface {number}")
@@ -161,7 +183,7 @@ def _port(number: int, interface: domain_def.Interface) -> Port:
             ) from None
     return Port(
         name,
-        interface.source,
+        segment,
         interface.mac,
         address,
         interface.boot_order,

@@ -182,7 +182,8 @@ def domain_capabilities(machines: Sequence[Machine], arch: str) -> str:
     disk = SubElement(devices, "disk", {"supported": "yes"})
     _enum(disk, "diskDevice", ("disk", "cdrom"))
     _enum(disk, "bus", _BUSES)
-    for each in ("graphics", "hostdev"):
+    # A server has what it has: nothing of these is given to it. Named, for nova takes none left out.
+    for each in ("graphics", "video", "hostdev", "rng", "filesystem", "tpm"):
         SubElement(devices, each, {"supported": "no"})
     features = SubElement(root, "features")
     for each in ("gic", "vmcoreinfo", "genid", "sev"):

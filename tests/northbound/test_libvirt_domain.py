@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 
 from hypervisor_shim.xml.domain import parse_domain
-from nicagent.northbound.libvirt_domain import to_domain
+from nicagent.config import Segment
+from nicagent.errors import NicagentError
+from nicagent.northbound.libvirt_domain import bridges_of, to_domain
 
 PIN = (
     "<metadata><{0}domain xmlns{1}='urn:nicagent:domain:1'><{0}host>metal-2</{0}host>"
     "<{0}tenant> blue </{0}tenant></{0}domain></metadata>"
 )
+ON_BRIDGE = """<domain type='kvm'><name>a</name><memory>1024</memory><os><type>hvm</type></os><devices>
+<interface type='bridge'><mac address='02:00:00:00:00:01'/><source bridge='{}'/>
+<virtualport type='openvswitch'><parameters interfaceid='1c9d1b2e-9d8b-4a53-9a43-4a5c6e0a0002'/></virtualport>
+</interface></devices></domain>"""
 
 
 @pytest.mark.parametrize(("prefix", "declared"), [("nic:", ":nic"), ("x:", ":x"), ("", "")])
@@ -22,3 +28,24 @@ def test_metadata_tells_a_domains_host_and_tenant_whatever_the_clients_prefix(
     made, plain = to_domain(definition, {}), to_domain(parse_domain(text.format("")), {})
     assert (made.host, made.tenant) == ("metal-2", "blue")
     assert (plain.host, plain.tenant) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "segment"), [("na-br100", "blue"), ("br-int", "blue"), ("brvx-200", "green")]
+)
+def test_a_bridge_that_a_cloud_names_is_a_segment(bridge: str, segment: str) -> None:
+    bridges = bridges_of(
+        {
+            "blue": Segment(vni=100, cidr="10.1.0.0/24", range=("10.1.0.2", "10.1.0.9"), bridges=("br-int",)),
+            "green": Segment(
+                vni=7, cidr="10.2.0.0/24", range=("10.2.0.2", "10.2.0.9"), bridges=("brvx-200",)
+            ),
+        }
+    )
+    (port,) = to_domain(parse_domain(ON_BRIDGE.format(bridge)), {}, bridges).ports
+    assert port.segment == segment
+
+
+def test_a_bridge_of_no_segment_is_refused_with_where_to_list_it() -> None:
+    with pytest.raises(NicagentError, match=r"bridge 'br0' is that of no segment.*segments\.NAME\.bridges"):
+        to_domain(parse_domain(ON_BRIDGE.format("br0")), {}, {"na-br100": "blue"})
