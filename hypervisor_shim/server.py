@@ -45,6 +45,7 @@ from hypervisor_shim.procedure_names import known_numbers
 from hypervisor_shim.procedures import Tables, build_tables
 from hypervisor_shim.sasl import Authenticator
 from hypervisor_shim.session import Session
+from hypervisor_shim.sockets import Sockets
 from hypervisor_shim.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -108,12 +109,13 @@ class Server:
         self.audit = audit
         self.tables = make_tables()
         self.partial_bytes = 0
+        self._sockets: Sockets | None = None
         self.buffer = memoryview(bytearray(_READ_SIZE))
         self._driver = driver
         self._listeners: list[_Listener] = []
         self._clients: dict[Connection, _Listener] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connecting: set[asyncio.Task[None]] = set()  # of these, those whose client is not here yet
+        self._shaking: set[asyncio.Task[None]] = set()  # of these, the TLS handshakes
         self._numbers = itertools.count(1)
         self._closing = False
         self._unsubscribe: Callable[[], None] | None = driver.subscribe(self)
@@ -182,6 +184,8 @@ class Server:
 
     def _listen(self, listener: _Listener) -> None:
         listener.sock.setblocking(False)
+        if self._sockets is None:
+            self._sockets = Sockets()
         self._listeners.append(listener)
         self._accept_or_not(listener)
 
@@ -238,18 +242,24 @@ class Server:
         self._clients[connection] = listener
         listener.unopened[connection] = asyncio.get_running_loop().time()
         self._accept_or_not(listener)
-        connecting = self.spawn(self._connect(connection, sock, listener.tls, session.caller.peer))
-        self._connecting.add(connecting)
-        connecting.add_done_callback(self._connecting.discard)
+        if listener.tls is None:
+            assert self._sockets is not None, "they began with the first listener"
+            self._sockets.add(sock, connection)
+            return
+        shaking = self.spawn(self._shake_hands(connection, sock, listener.tls, session.caller.peer))
+        self._shaking.add(shaking)
+        shaking.add_done_callback(self._shaking.discard)
 
-    async def _connect(self, connection: Connection, sock: socket.socket, tls: Tls | None, peer: str) -> None:
-        how: dict[str, Any] = {}
-        if tls is not None:
-            how = {"ssl": tls.context(), "ssl_handshake_timeout": self.limits.opening_time}
+    async def _shake_hands(self, connection: Connection, sock: socket.socket, tls: Tls, peer: str) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock, **how)
-        except OSError as failed:  # a failed handshake is one, too
-            if tls is not None and not self._closing:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                sock,
+                ssl=tls.context(),
+                ssl_handshake_timeout=self.limits.opening_time,
+            )
+        except OSError as failed:
+            if not self._closing:
                 log.warning("client %s got no TLS connection: %s", peer, failed)
             sock.close()
             self.gone(connection)
@@ -326,7 +336,9 @@ class Server:
         self._listeners.clear()
         for connection in list(self._clients):
             connection.close()
-        for task in list(self._connecting):  # a handshake is nothing to wait for
+        if self._sockets is not None:
+            self._sockets.close()
+        for task in list(self._shaking):  # a handshake is nothing to wait for
             task.cancel()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_FINISHING_TIME)
