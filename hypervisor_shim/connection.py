@@ -256,10 +256,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._serve(entry, serial, data, pos, end)
 
     def _serve(self, entry: Entry, serial: int, data: bytes, pos: int, end: int) -> bytes | None:
+        answer = entry.answer
         try:
+            if answer is not None:
+                return answer(self._session, data, pos, end, serial)
             result = entry.serve(self._session, data, pos, end)
-            if entry.inline:
-                return entry.reply(result, serial)
         except LibvirtError as refused:
             if entry.audited and refused.code is not Code.RPC:  # whose arguments were no arguments
                 self._audit(entry, entry.target(data, pos, end), refused.code)

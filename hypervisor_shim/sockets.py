@@ -74,7 +74,11 @@ class Sockets:
             ready = poll(0, _BATCH)
             self.gathering = len(ready) > 1
             for number, mask in ready:
-                if (one := sockets.get(number)) is not None:
+                if (one := sockets.get(number)) is None:
+                    continue
+                if mask == _IN:
+                    one.read()
+                else:
                     one.ready(mask)
             self.gathering = False
             written, self.written = self.written, []
@@ -131,17 +135,16 @@ class PlainSocket(asyncio.Transport):
     # ---- what epoll tells
 
     def ready(self, mask: int) -> None:
-        """There is something to read, room to write, or the end. A receiver that fails loses its socket."""
-        try:
-            if mask != _OUT and self._mask & _IN:
-                self._read()
-            if mask != _IN:
-                self.flush()
-        except Exception:
-            log.exception("a client's connection failed")
-            self.abort()
+        """There is more to it than something to read."""
+        if mask != _OUT:
+            self.read()
+        if mask != _IN:
+            self.flush()
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Take what is there. A receiver that fails loses its socket."""
+        if not self._mask & _IN:
+            return
         try:
             data = self._sock.recv(self._amount)
         except (BlockingIOError, InterruptedError):
@@ -153,7 +156,11 @@ class PlainSocket(asyncio.Transport):
             self.close()
             return
         self._amount = _MANY if len(data) >= _FEW else _FEW
-        self._receiver.received(data)
+        try:
+            self._receiver.received(data)
+        except Exception:
+            log.exception("a client's connection failed")
+            self.abort()
 
     def flush(self) -> None:
         """Send what was kept."""
@@ -167,7 +174,10 @@ class PlainSocket(asyncio.Transport):
             self._lose(failed)
             return
         del self._unsent[:sent]
-        self._watch(self._mask | _OUT if self._unsent else self._mask & ~_OUT)
+        if self._unsent:
+            self._watch(self._mask | _OUT)
+        elif self._mask & _OUT:
+            self._watch(self._mask & ~_OUT)
         if self._full and len(self._unsent) <= self._high // 4:
             self._full = False
             self._receiver.resume_writing()
@@ -185,9 +195,10 @@ class PlainSocket(asyncio.Transport):
         """Send, and keep what the socket does not take."""
         if self._lost:
             return
-        if self._all.gathering and len(data) < _FEW:
+        all = self._all
+        if all.gathering and len(data) < _FEW:
             if not self._unsent:
-                self._all.written.append(self)
+                all.written.append(self)
         elif not self._unsent:
             try:
                 sent = self._sock.send(data)

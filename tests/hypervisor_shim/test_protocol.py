@@ -238,7 +238,7 @@ def test_every_row_that_acts_is_closed_to_readers(served: Served) -> None:
     acting = {
         number
         for number, entry in tables.opened.items()
-        if not entry.inline and entry.procedure.phase is Phase.OPENED
+        if entry.answer is None and entry.procedure.phase is Phase.OPENED
     }
     assert set(WRITES) <= acting
     assert acting & set(tables.opened_read_only) == LOOKS_ELSEWHERE
