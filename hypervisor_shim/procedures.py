@@ -140,8 +140,8 @@ def _before_serial(row: Procedure, size: int) -> bytes:
 
 
 def _compile_answer(row: Procedure) -> Answer | None:
-    """What `serve` and `reply` do one after the other; in one piece for the calls that clients make most: about
-    one object, with an answer of fixed size."""
+    """What `serve` and `reply` do one after the other; in one piece for the calls that clients make most:
+    about one object, with an answer of fixed size."""
     if row.kind is not Kind.READ:
         return None
     args, codec = row.args, row.reply
