@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -320,6 +320,12 @@ class Controller:
                     f"disk '{disk.target}' already in active block job",
                     "end that first: virsh blockjob --abort",
                 )
+
+    async def check_pluggable(self, uuid: str, *, more: int = 0, gone: Collection[str] = ()) -> None:
+        """Raises UNSUPPORTED when disks of the running domain's host do not come and go, or not so many
+        `more`, or not the targets `gone`; WRONG_STATE when it does not run.
+        """
+        await self._occupied(uuid).parts.storage.check_pluggable(more=more, gone=gone)
 
     async def resize(self, uuid: str, target: str, size: int, cause: Cause) -> None:
         """Give a disk of a running host another size, in bytes. Raises WRONG_STATE, NOT_FOUND, NO_SPACE."""

@@ -52,3 +52,10 @@ class NicagentError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class NotReleased(NicagentError):
+    """The OS of a host was asked to let go of a device, and has not."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Kind.UNAVAILABLE, message, hint)

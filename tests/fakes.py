@@ -8,7 +8,7 @@ agent; `Body.fail` and `Body.hold` are the faults and the moments at which a tes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
@@ -129,6 +129,9 @@ class BodyStorage(HostStorage):
     async def withdraw(self) -> None:
         await self.body.act("exports down")
         self.body.exports = ()
+
+    async def check_pluggable(self, *, more: int = 0, gone: Collection[str] = ()) -> None:
+        """Any number, at any time."""
 
     async def status(self) -> tuple[ExportStatus, ...]:
         return tuple(ExportStatus(each.disk.target, self.transport) for each in self.body.exports)

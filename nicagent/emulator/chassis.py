@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nicagent.emulator.body import CYCLE_GAP, DEBOUNCE, OVERRIDE, Action, Event, Power, Verdict, step
+from nicagent.emulator.card import Card
 from nicagent.emulator.faults import BOUNCE_PERIOD, Fault
 from nicagent.emulator.front import CaptureServer, KeyEvent, KeyServer
 from nicagent.emulator.lines import LineBank, LineLog, LineServer, LineSpec
 from nicagent.emulator.netns import Tap
-from nicagent.emulator.qemu import Board, Wires
+from nicagent.emulator.qemu import Board, Wires, slot_disks
 from nicagent.emulator.serialport import SerialPort
 from nicagent.emulator.settings import Chassis as Settings
 from nicagent.emulator.settings import FrontPanel
@@ -101,6 +102,7 @@ class Chassis:
         directory.mkdir(parents=True, exist_ok=True)
         self.slot = Path(settings.pcie_slot) if settings.pcie_slot else directory / "slot"
         self.slot.mkdir(parents=True, exist_ok=True)
+        self.card = Card(self.slot, settings.hotplug_ports) if settings.hotplug_ports else None
         panel = settings.front_panel
         self.bank = LineBank(line_specs(panel), panel.on_holder_death)
         self.serial = SerialPort(directory / "console.sock", directory / "console.log")
@@ -136,6 +138,8 @@ class Chassis:
             await stack.enter_async_context(self.serial)
             if self.guest is not None:
                 await stack.enter_async_context(self.guest)
+            if self.card is not None:
+                await stack.enter_async_context(self.card)
             if self.settings.vnc:
                 await stack.enter_async_context(CaptureServer(self.directory / "capture.sock", self._look))
                 await stack.enter_async_context(KeyServer(self.directory / "keyboard.sock", self._type))
@@ -306,6 +310,8 @@ class Chassis:
                 await self._spawn()
             case Action.CUT:
                 self._board = None
+                if self.card is not None:
+                    self.card.powered_off()
                 if board is not None:
                     await board.cut()
                 self.serial.unplug()
@@ -338,7 +344,8 @@ class Chassis:
         network_first = self.boot.network_first
         if not self.boot.persistent:
             self.boot = BootFlags()
-        wires = Wires(self.directory, self.slot, tuple(self._taps))
+        disks = slot_disks(self.slot)
+        wires = Wires(self.directory, disks, tuple(self._taps))
         self._board = await Board.power_on(
             self.settings,
             wires,
@@ -348,6 +355,8 @@ class Chassis:
             network_first=network_first,
             on_off=self._went_off,
         )
+        if self.card is not None:
+            self.card.powered_on(self._board, disks)
         self._carrier(True)
 
     def _went_off(self, board: Board, by_os: bool, reason: str) -> None:

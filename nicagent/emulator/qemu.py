@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -16,11 +17,11 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import EventListener, QMPClient, QMPError
 
 from nicagent import proc
 from nicagent.emulator.front import KeyEvent
@@ -35,6 +36,8 @@ SERIAL_LIMIT = 20  # bytes of a virtio disk's serial number
 SLOT_LIMIT = 16  # disks in one PCIe slot directory
 LAST_WORDS = 0.5  # seconds between QEMU's end and its last event being read
 GOODBYE = 5.0  # seconds QEMU may take to write its caches out after the OS switched off
+
+FIRST_PORT_SLOT = 0x10  # where on the PCIe root the slot's hot-plug ports begin, eight in each device
 
 # Boot order: slot disks first, then local ones, then the network; an order by the BMC puts the network first.
 FIRST_BOOTINDEX, LOCAL_BOOTINDEX, NIC_BOOTINDEX = 20, 100, 200
@@ -63,6 +66,7 @@ class SlotDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     bootindex: Annotated[int, Meta(ge=0)] = 0  # place in the boot order among the slot's disks
     readonly: bool = False
     export: str = ""  # the NBD export's name
+    size: int = 0  # bytes; another one than before says that the disk has grown
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Wires:
     """What the chassis hands to a board: descriptors and places that outlive it."""
 
     directory: Path  # holds vars.fd, qemu.log, vnc.sock
-    slot: Path
+    disks: Sequence[tuple[Path, SlotDisk]]  # in the PCIe slot, in boot order
     taps: Sequence[Tap]
 
 
@@ -131,7 +135,8 @@ def arguments(
         argv += ["-chardev", option("socket", id="guest", fd=guest), "-device", "virtio-serial-pci"]
         argv += ["-device", option("virtserialport", chardev="guest", name="org.qemu.guest_agent.0")]
     argv += _screen(chassis, wires) + _identity(chassis) + _firmware(chassis, wires)
-    argv += _slot_arguments(wires.slot) + _local_arguments(chassis)
+    argv += _ports(chassis.hotplug_ports) + _slot_arguments(wires.disks, chassis.hotplug_ports)
+    argv += _local_arguments(chassis)
     argv += _nic_arguments(chassis, wires, network_first=network_first)
     if chassis.direct_kernel is not None:
         direct = chassis.direct_kernel
@@ -175,34 +180,52 @@ def _firmware(chassis: Chassis, wires: Wires) -> list[str]:
     ]
 
 
-def _disk(node: str, *, bootindex: int, serial: str) -> list[str]:
+def _disk(node: str, *, bootindex: int, serial: str, bus: str = "") -> list[str]:
     fields: dict[str, object] = {
         "drive": node,
         "id": f"disk-{node}",
         "bootindex": bootindex,
         "disable_legacy": "on",
+        **({"bus": bus} if bus else {}),
+        **({"serial": serial[:SERIAL_LIMIT]} if serial else {}),
     }
-    return [
-        "-device",
-        option("virtio-blk-pci", **fields, **({"serial": serial[:SERIAL_LIMIT]} if serial else {})),
-    ]
+    return ["-device", option("virtio-blk-pci", **fields)]
 
 
-def _slot_arguments(slot: Path) -> list[str]:
+def _ports(count: int) -> list[str]:
+    """PCIe root ports with native hot-plug, as hardware has it; QEMU's q35 prefers ACPI's."""
+    argv = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"] if count else []
+    for port in range(count):
+        # At addresses of their own, so that no other device's depends on how many there are.
+        place = {"addr": f"{FIRST_PORT_SLOT + port // 8:x}.{port % 8}", "multifunction": "on"}
+        argv += [
+            "-device",
+            option("pcie-root-port", id=f"port{port}", chassis=port + 1, slot=port + 1, **place),
+        ]
+    return argv
+
+
+def nbd_fields(path: Path, disk: SlotDisk) -> dict[str, object]:
+    """How a disk of the slot is reached (QAPI: BlockdevOptionsNbd)."""
+    return {
+        "server": {"type": "unix", "path": str(path)},
+        "export": disk.export,
+        "reconnect-delay": NBD_RECONNECT_DELAY,
+    }
+
+
+def _slot_arguments(disks: Sequence[tuple[Path, SlotDisk]], ports: int) -> list[str]:
+    """The first disks sit in ports. Where there are any, each disk's node can change its connection."""
     argv = []
-    for index, (path, disk) in enumerate(slot_disks(slot)):
-        node = f"slot{index}"
-        fields = {
-            "node_name": node,
-            "server__type": "unix",
-            "server__path": path,
-            "export": disk.export,
-            "read_only": "on" if disk.readonly else "off",
-            "open_timeout": NBD_OPEN_TIMEOUT,
-            "reconnect_delay": NBD_RECONNECT_DELAY,
-        }
-        argv += ["-blockdev", option("driver=nbd", **fields)]
-        argv += _disk(node, bootindex=FIRST_BOOTINDEX + index, serial=disk.serial)
+    for index, (path, disk) in enumerate(disks):
+        node, bus = f"slot{index}", f"port{index}" if index < ports else ""
+        below = f"{node}-1" if ports else node
+        given = {"node-name": below, "read-only": disk.readonly, "open-timeout": NBD_OPEN_TIMEOUT}
+        argv += ["-blockdev", json.dumps({"driver": "nbd", **given, **nbd_fields(path, disk)})]
+        if ports:
+            top = {"driver": "raw", "node-name": node, "file": below, "read-only": disk.readonly}
+            argv += ["-blockdev", json.dumps(top)]
+        argv += _disk(node, bootindex=FIRST_BOOTINDEX + index, serial=disk.serial, bus=bus)
     return argv
 
 
@@ -371,6 +394,23 @@ class Board:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    async def command(self, name: str, arguments: dict[str, object] | None = None) -> object:
+        """QEMU's answer. Raises NicagentError with its own words when it refuses."""
+        try:
+            async with asyncio.timeout(QMP_DEADLINE):
+                return await self._qmp.execute(name, arguments)
+        except (QMPError, TimeoutError) as error:
+            raise NicagentError(Kind.UNAVAILABLE, f"{name}: {str(error) or 'no answer'}") from None
+
+    async def size_of(self, node: str) -> int:
+        """Bytes of a block node."""
+        nodes: Any = await self.command("query-named-block-nodes", {"flat": True})
+        return next(int(each["image"]["virtual-size"]) for each in nodes if each["node-name"] == node)
+
+    def listener(self, event: str) -> contextlib.AbstractContextManager[EventListener]:
+        """What QEMU tells of one kind, from now on."""
+        return self._qmp.listener(event)
 
     async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> None:
         try:

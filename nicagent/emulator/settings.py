@@ -101,6 +101,8 @@ class Chassis(Strict, frozen=True, kw_only=True):
     front_panel: FrontPanel = FrontPanel()
     nics: tuple[Nic, ...] = ()
     pcie_slot: str = ""  # directory; each *.nbd socket in it at power-on is a disk. Empty: <dir>/slot
+    # That many disks of the slot come and go while the host runs; 0: the slot is read at power-on only
+    hotplug_ports: Annotated[int, Meta(ge=0, le=16)] = 0
     local_disks: tuple[LocalDisk, ...] = ()
     direct_kernel: DirectKernel | None = None
     bmc: Bmc | None = None

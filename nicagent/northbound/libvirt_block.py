@@ -32,7 +32,6 @@ from nicagent.model import (
     JobKind,
     JobState,
     Limits,
-    Transport,
     VolumeFormat,
 )
 from nicagent.northbound.libvirt_ground import Ground, text_of
@@ -83,12 +82,6 @@ class MetalBlock(Block):
 
     async def resize(self, caller: Caller, uuid: bytes, disk: str, size: int) -> None:
         known = self._disk(uuid, disk)
-        if self._ground.running(uuid).transport is Transport.VIRTIO:
-            raise error(
-                Code.OPERATION_UNSUPPORTED,
-                "a disk in a PCIe slot has the size that it had at power-on; resize its volume while the "
-                "server is off",
-            )
         async with self._ground.controller.changing(text_of(uuid)):
             size += -size % SECTOR
             now = (await self._chain(known))[0].size
@@ -100,9 +93,14 @@ class MetalBlock(Block):
                 )
             self.refuse_busy(uuid, known.target)
             with translated():
-                await self._ground.controller.resize(
-                    text_of(uuid), known.target, size, cause_of(caller, f"resize {known.target}")
-                )
+                try:
+                    await self._ground.controller.resize(
+                        text_of(uuid), known.target, size, cause_of(caller, f"resize {known.target}")
+                    )
+                except NicagentError as e:
+                    if e.kind is Kind.UNSUPPORTED:
+                        raise error(Code.OPERATION_UNSUPPORTED, str(e)) from None
+                    raise
 
     def io_tune(self, uuid: bytes, disk: str | None, impact: Impact) -> IoTune:
         if disk is None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 
-from hypervisor_shim.driver import Caller, DeviceAddedEvent, DeviceRemovedEvent, Impact
+from hypervisor_shim.driver import (
+    Caller,
+    DeviceAddedEvent,
+    DeviceRemovalFailedEvent,
+    DeviceRemovedEvent,
+    Impact,
+)
 from hypervisor_shim.driver.devices import Devices
 from hypervisor_shim.errors import Code, error
 from hypervisor_shim.xml.device import (
@@ -19,7 +25,8 @@ from hypervisor_shim.xml.device import (
 )
 from hypervisor_shim.xml.domain_def import Device, DomainDef
 from hypervisor_shim.xml.write import write_element
-from nicagent.model import DomainStatus, Transport
+from nicagent.errors import Kind, NicagentError, NotReleased
+from nicagent.model import DomainStatus
 from nicagent.northbound.libvirt_ground import Ground, text_of
 from nicagent.northbound.libvirt_words import cause_of, translated
 
@@ -39,7 +46,8 @@ class MetalDevices(Devices):
         async with self._ground.controller.changing(text_of(uuid)):
             refuse_kind(device, "attach", live=bool(impact & Impact.LIVE))
             if impact & Impact.LIVE:
-                self._pluggable(uuid, device)
+                edit(self._ground.live(uuid), device, True)  # what is wrong with it comes before what is full
+                await self._check_pluggable(uuid, device, more=1)
             device = self._with_mac(uuid, device, impact)
             await self._change(caller, uuid, device, impact, edit, f"attach {device.kind} {device.name}")
             if impact & Impact.LIVE:
@@ -55,7 +63,7 @@ class MetalDevices(Devices):
             alias = ""
             if impact & Impact.LIVE:
                 alias = alias_of(self._ground.live(uuid), device)
-                self._pluggable(uuid, device)
+                await self._check_pluggable(uuid, device)
             await self._change(caller, uuid, device, impact, edit, f"detach {device.kind} {device.name}")
             if impact & Impact.LIVE:
                 self._ground.publish(DeviceRemovedEvent(self._ground.info(uuid), alias))
@@ -89,21 +97,28 @@ class MetalDevices(Devices):
         if impact & Impact.LIVE:
             live = edit(ground.live(uuid), device, True)
         with translated():
-            await ground.controller.change(
-                text_of(uuid),
-                None if live is None else ground.to_domain(live),
-                None if config is None else ground.to_domain(config),
-                cause_of(caller, why),
-            )
+            try:
+                await ground.controller.change(
+                    text_of(uuid),
+                    None if live is None else ground.to_domain(live),
+                    None if config is None else ground.to_domain(config),
+                    cause_of(caller, why),
+                )
+            except NotReleased:
+                alias = alias_of(ground.live(uuid), device)
+                ground.publish(DeviceRemovalFailedEvent(ground.info(uuid), alias))
+                raise
 
-    def _pluggable(self, uuid: bytes, device: Device) -> None:
-        status = self._ground.running(uuid)
-        if device.disk is not None and status.transport is Transport.VIRTIO:
-            raise error(
-                Code.OPERATION_UNSUPPORTED,
-                f"the PCIe slot of host {status.host} takes and gives up disks at power-on only; change the "
-                "definition (--config) and cycle the power",
-            )
+    async def _check_pluggable(self, uuid: bytes, device: Device, *, more: int = 0) -> None:
+        self._ground.running(uuid)
+        if device.disk is None:
+            return
+        gone = () if more else (device.name,)
+        try:
+            await self._ground.controller.check_pluggable(text_of(uuid), more=more, gone=gone)
+        except NicagentError as e:
+            code = Code.OPERATION_UNSUPPORTED if e.kind is Kind.UNSUPPORTED else Code.OPERATION_FAILED
+            raise error(code, str(e)) from None
 
     def _with_mac(self, uuid: bytes, device: Device, impact: Impact) -> Device:
         """A NIC has the MAC that it has: one that the client left open is that of the first free NIC."""

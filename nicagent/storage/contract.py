@@ -15,14 +15,15 @@ An implementation **must**
 
 It **may** hold a volume open for longer than it is visible. Legal order: any. Errors: NOT_FOUND (volume),
 DENIED (outside the pools), WRONG_STATE (in use elsewhere), INVALID (format does not fit the file), NO_SPACE,
-UNAVAILABLE (missing program, taken port, dead process that does not come back), UNSUPPORTED (encryption,
-external data, readonly on a transport that cannot).
+UNAVAILABLE (missing program, taken port, dead process that does not come back; as `NotReleased`: an OS was
+asked to let go of a disk and has it still), UNSUPPORTED (encryption, external data, readonly on a transport
+that cannot).
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
@@ -81,6 +82,12 @@ class HostStorage(abc.ABC):
         """Counters of what is visible now; empty when nothing is."""
 
     # ---- under a running host; each raises UNSUPPORTED where the block engine cannot
+
+    @abc.abstractmethod
+    async def check_pluggable(self, *, more: int = 0, gone: Collection[str] = ()) -> None:
+        """Raises UNSUPPORTED when disks of a host that runs do not come and go, or not so many `more`, or not
+        the targets `gone`. Nothing is changed.
+        """
 
     async def resize(self, target: str, size: int) -> None:
         """Give a presented disk another size, in bytes. Returns once the host was told. Requests of the host

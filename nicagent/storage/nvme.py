@@ -108,6 +108,9 @@ class NvmeTcpStorage(EngineStorage):
         await self._engine.present([export.disk for export in exports])
         await self._target.converge(self._config(exports, initiator, await self._under_way()))
 
+    async def check_pluggable(self, *, more: int = 0, gone: Collection[str] = ()) -> None:
+        """Namespaces come and go by events, as many as there are NSIDs."""
+
     async def _again(self) -> None:
         assert self._initiator is not None
         await self._converge(self._exports, self._initiator)

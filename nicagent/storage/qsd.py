@@ -96,6 +96,10 @@ class BlockEngine:
         """
         await self.present([disk for disk in disks if disk.target != target])
 
+    def size_of(self, disk: Disk) -> int:
+        """Bytes that a host sees, by the disk's file. Raises what `volume.resolve` raises."""
+        return plan_of(disk, self._pools).layers[0].size
+
     # ---- jobs
 
     async def jobs(self) -> dict[str, JobFacts]:

@@ -12,12 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from nicagent import config, proc
+from nicagent.emulator.body import Event
+from nicagent.emulator.chassis import Chassis
+from nicagent.emulator.settings import Chassis as Settings
 from nicagent.model import Disk, Export, Initiator, Transport, VolumeFormat
 from nicagent.storage import identity
 from nicagent.storage.build import make_storage
@@ -25,8 +28,10 @@ from nicagent.storage.contract import HostStorage
 from tests.storage.nbd_client import NbdClient
 from tests.storage.nvmetcp.initiator import Closed, Completion, Host
 
+T = TypeVar("T")
 DOMAIN = "0d7f4f4e-4b7e-4d0e-9a53-0c2f6f5b8a01"
 MIB = 1 << 20
+PATIENCE = 20.0  # seconds that a request waits for its disk
 HELPER = """
 import asyncio, sys, time
 from pathlib import Path
@@ -83,6 +88,15 @@ class Rig(abc.ABC):
     @abc.abstractmethod
     async def attach(self, exports: Sequence[Export], target: str) -> HostDisk:
         """Find and connect a disk, once: no waiting, no second try."""
+
+    async def patient(self, exports: Sequence[Export], target: str) -> HostDisk:
+        """A disk as a host has it for long: what goes and comes back is waited for."""
+        return await self.attach(exports, target)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The host's own side of the wire, where the transport has more of it than connections."""
+        yield
 
     @abc.abstractmethod
     def remains(self) -> list[str]:
@@ -163,8 +177,52 @@ class VirtioRig(Rig):
         assert device.with_suffix(".json").exists(), "the description comes before the socket"
         return await NbdClient.connect(device, target)
 
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        chassis = Settings(
+            name=self.host, memory_mib=64, firmware="bios", pcie_slot=str(self.slot), hotplug_ports=2
+        )
+        async with Chassis(chassis, self.place / "chassis") as metal:
+            await metal.order(Event.ORDER_ON, "test")
+            yield
+
+    async def patient(self, exports: Sequence[Export], target: str) -> HostDisk:
+        return PatientDisk(lambda: self.attach(exports, target), await self.attach(exports, target))
+
     def remains(self) -> list[str]:
         return [str(path) for path in self.slot.iterdir()] if self.slot.exists() else []
+
+
+class PatientDisk:
+    """A disk behind a card, which connects again when its connection goes, as the chassis' does."""
+
+    def __init__(self, connect: Callable[[], Awaitable[HostDisk]], disk: HostDisk) -> None:
+        self._connect = connect
+        self._disk = disk
+        self.size = disk.size
+
+    async def _done(self, work: Callable[[HostDisk], Awaitable[T]]) -> T:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    return await work(self._disk)
+                except (OSError, EOFError):
+                    await self._disk.close()
+                    await asyncio.sleep(0.01)
+                with contextlib.suppress(OSError, EOFError):
+                    self._disk = await self._connect()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._done(lambda disk: disk.read(offset, length))
+
+    async def write(self, offset: int, data: bytes) -> None:
+        await self._done(lambda disk: disk.write(offset, data))
+
+    async def flush(self) -> None:
+        await self._done(lambda disk: disk.flush())
+
+    async def close(self) -> None:
+        await self._disk.close()
 
 
 class NvmeDisk:

@@ -1,6 +1,7 @@
 """Disks change under a host that writes all the time: other files, other sizes, limits, block jobs.
 
-The host never reconnects and takes no error. Whatever it wrote is there afterwards, byte for byte.
+The host takes no error, and on NVMe/TCP it never reconnects. Whatever it wrote is there afterwards, byte for
+byte.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nicagent import proc
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import BlockJob, Disk, Export, JobKind, JobState, Limits, VolumeFormat
 from nicagent.storage.contract import HostStorage
-from tests.conformance.storage_rig import MIB, HostDisk, NvmeTcpRig, disk, short_directory
+from tests.conformance.storage_rig import MIB, RIGS, HostDisk, Rig, disk, short_directory
 
 RAW, QCOW2 = VolumeFormat.RAW, VolumeFormat.QCOW2
 SIZE = 16 * MIB
@@ -27,14 +28,14 @@ BLOCK = 4096
 DOMAIN = "0d7f4f4e-4b7e-4d0e-9a53-0c2f6f5b8a01"
 
 
-@pytest.fixture
-async def rig() -> AsyncIterator[NvmeTcpRig]:
+@pytest.fixture(params=RIGS)
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     with short_directory() as place:
-        yield NvmeTcpRig(place)
+        yield RIGS[request.param](place)
 
 
 @pytest.fixture
-async def storage(rig: NvmeTcpRig) -> AsyncIterator[HostStorage]:
+async def storage(rig: Rig) -> AsyncIterator[HostStorage]:
     driver = rig.driver()
     yield driver
     await driver.withdraw()
@@ -109,7 +110,7 @@ Start = Callable[[VolumeFormat], object]
 
 
 async def presented(
-    rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
+    rig: Rig, storage: HostStorage, format: VolumeFormat
 ) -> tuple[tuple[Export, ...], Writer]:
     path = rig.pool / ("disk.qcow2" if format is QCOW2 else "disk.raw")
     deep = await image(rig.pool / "deep.raw", RAW)
@@ -117,7 +118,7 @@ async def presented(
     await image(path, format, *below)
     exports = rig.exports([disk("vda", path, format)])
     await storage.present(exports, rig.initiator)
-    writer = Writer(await rig.attach(exports, "vda"))
+    writer = Writer(await rig.patient(exports, "vda"))
     await writer.fill()
     return exports, writer
 
@@ -129,7 +130,7 @@ def over(exports: tuple[Export, ...], path: Path, format: VolumeFormat) -> tuple
 
 @pytest.mark.parametrize("format", [RAW, QCOW2])
 async def test_an_overlay_comes_under_the_hosts_writes_and_the_file_below_stays_as_it_is(
-    rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
+    rig: Rig, storage: HostStorage, format: VolumeFormat
 ) -> None:
     exports, writer = await presented(rig, storage, format)
     base = Path(exports[0].disk.path)
@@ -145,7 +146,7 @@ async def test_an_overlay_comes_under_the_hosts_writes_and_the_file_below_stays_
 
 @pytest.mark.parametrize("format", [RAW, QCOW2])
 async def test_a_copy_becomes_the_disk_under_the_hosts_writes(
-    rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
+    rig: Rig, storage: HostStorage, format: VolumeFormat
 ) -> None:
     exports, writer = await presented(rig, storage, format)
     to = QCOW2 if format is RAW else RAW
@@ -166,9 +167,7 @@ async def test_a_copy_becomes_the_disk_under_the_hosts_writes(
     assert await storage.jobs() == ()
 
 
-async def test_a_copy_that_is_given_up_leaves_the_disk_where_it_was(
-    rig: NvmeTcpRig, storage: HostStorage
-) -> None:
+async def test_a_copy_that_is_given_up_leaves_the_disk_where_it_was(rig: Rig, storage: HostStorage) -> None:
     _, writer = await presented(rig, storage, RAW)
     copy = await image(rig.pool / "copy", RAW)
     async with writer.working():
@@ -187,7 +186,7 @@ async def test_a_copy_that_is_given_up_leaves_the_disk_where_it_was(
 
 @pytest.mark.parametrize("format", [RAW, QCOW2])
 async def test_the_written_layer_is_committed_under_the_hosts_writes(
-    rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
+    rig: Rig, storage: HostStorage, format: VolumeFormat
 ) -> None:
     exports, writer = await presented(rig, storage, format)
     base = Path(exports[0].disk.path)
@@ -203,7 +202,7 @@ async def test_the_written_layer_is_committed_under_the_hosts_writes(
         await asyncio.sleep(0.2)
 
 
-async def test_layers_between_are_committed_and_pulled(rig: NvmeTcpRig, storage: HostStorage) -> None:
+async def test_layers_between_are_committed_and_pulled(rig: Rig, storage: HostStorage) -> None:
     exports, writer = await presented(rig, storage, QCOW2)
     base = Path(exports[0].disk.path)
     middle = await image(rig.pool / "middle.qcow2", QCOW2, "-b", base.name, "-F", "qcow2")
@@ -240,20 +239,17 @@ async def test_layers_between_are_committed_and_pulled(rig: NvmeTcpRig, storage:
 
 @pytest.mark.parametrize("format", [RAW, QCOW2])
 async def test_a_disk_grows_and_the_host_is_told(
-    rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
+    rig: Rig, storage: HostStorage, format: VolumeFormat
 ) -> None:
     exports, writer = await presented(rig, storage, format)
-    async with writer.working():
+    async with rig.running(), writer.working():
         await asyncio.sleep(0.1)
         await storage.resize("vda", 2 * SIZE)
         assert (await rig.attach(exports, "vda")).size == 2 * SIZE  # as the host reads it when it is told
 
 
-@pytest.mark.parametrize("format", [RAW, QCOW2])
-async def test_limits_hold_and_change_and_go(
-    rig: NvmeTcpRig, storage: HostStorage, format: VolumeFormat
-) -> None:
-    exports, writer = await presented(rig, storage, format)
+async def test_limits_hold_and_change_and_go(rig: Rig, storage: HostStorage) -> None:
+    exports, writer = await presented(rig, storage, RAW)
 
     def limited(limits: Limits | None) -> tuple[Export, ...]:
         slow: Disk = replace(exports[0].disk, limits=limits)

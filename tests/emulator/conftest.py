@@ -31,6 +31,15 @@ while read -r command; do
     poweroff) poweroff -f ;;
     reboot) reboot -f ;;
     disks) for d in /sys/block/vd*; do echo "DISK $(basename $d) $(cat $d/serial) $(cat $d/size)"; done ;;
+    write*) set -- $command
+      yes $3 | head -c 1048576 | dd of=/dev/$2 conv=fsync 2>/dev/null; echo GUEST wrote $? ;;
+    load*) set -- $command
+      ( while [ ! -e stop ]; do head -c 65536 /dev/urandom > /tmp/load
+          dd if=/tmp/load of=/dev/$2 seek=1048576 oflag=seek_bytes conv=fsync 2>/dev/null || echo GUEST failed
+        done; echo GUEST rests ) & ;;
+    rest) touch stop ;;
+    sum*) set -- $command
+      echo "SUM $(dd if=/dev/$2 bs=1M count=1 iflag=direct 2>/dev/null | md5sum | cut -c1-32)" ;;
     deaf) kill $listeners; echo GUEST is deaf ;;
     *) echo "GUEST heard $command" ;;
   esac

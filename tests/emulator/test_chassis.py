@@ -73,10 +73,17 @@ class Console:
         return cls(*await asyncio.open_unix_connection(str(chassis.serial.path)))
 
     async def expect(self, text: str, limit: float = 60.0) -> str:
+        """The next line that holds `text`."""
+        return (await self.until(text, limit))[-1]
+
+    async def until(self, text: str, limit: float = 60.0) -> list[str]:
+        """All lines up to that one."""
+        lines = []
         async with asyncio.timeout(limit):
             while line := await self._reader.readline():
-                if text in line.decode(errors="replace"):
-                    return line.decode(errors="replace").strip()
+                lines.append(line.decode(errors="replace").strip())
+                if text in lines[-1]:
+                    return lines
         raise AssertionError(f"the console ended before {text!r}")
 
     def type(self, text: str) -> None:
