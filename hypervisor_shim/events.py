@@ -21,6 +21,7 @@ from hypervisor_shim.driver.events import (
     DomainEvent,
     Event,
     Family,
+    GraphicsEvent,
     IoErrorEvent,
     JobCompletedEvent,
     LifecycleEvent,
@@ -60,7 +61,7 @@ _IDS: Mapping[Family, tuple[int, str]] = {
 }
 #: Clients from before 2013 register for a domain event by its id alone (below `_OLD_IDS`), for all domains;
 #: what they get has a procedure number of its own and no callback id in front. Event id → procedure.
-_OLD: Mapping[int, int] = {0: 107, 1: 169, 3: 171, 4: 172, 6: 195, 8: 224, 15: 311}
+_OLD: Mapping[int, int] = {0: 107, 1: 169, 3: 171, 4: 172, 5: 173, 6: 195, 8: 224, 15: 311}
 _OLD_IDS = 16
 REGISTRATIONS_MAX = 1024  # per client
 CONNECTION_CLOSED = 362  # the event of procedure 360
@@ -97,6 +98,7 @@ def _domain(event_id: int, procedure: int, *members: tuple[Codec, str]) -> _Shap
 
 
 _PARAMS = (Array(TYPED_PARAM), "params")
+_ADDRESS = Record(INT, TEXT, TEXT)
 _SECRET = Record(NONNULL_SECRET, INT, INT)
 
 _SHAPES: Mapping[type[Event], tuple[_Shape, ...]] = {
@@ -106,6 +108,10 @@ _SHAPES: Mapping[type[Event], tuple[_Shape, ...]] = {
     IoErrorEvent: (
         _domain(4, 322, (TEXT, "path"), (TEXT, "alias"), (INT, "action")),
         _domain(6, 324, (TEXT, "path"), (TEXT, "alias"), (INT, "action"), (TEXT, "reason")),
+    ),
+    GraphicsEvent: (
+        _domain(5, 323, (INT, "phase"), (_ADDRESS, "local"), (_ADDRESS, "remote"), (TEXT, "scheme"),
+                (Array(Record(TEXT, TEXT)), "subject")),
     ),
     BlockJobEvent: (
         _domain(8, 326, (TEXT, "path"), (INT, "type"), (INT, "status")),

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nicagent.config import Config, Host
+from nicagent.console.contract import Displays, Screen
+from nicagent.console.display import ScreenDisplays
 from nicagent.console.keyboard import OF_LINUX, HidKeyboard
 from nicagent.console.screen import CaptureScreen
 from nicagent.console.serial import SerialConsole
@@ -114,6 +116,8 @@ async def _serve(
         for name, host in config.hosts.items()
         if host.guest_agent is not None
     }
+    screens = _make_screens(config)
+    displays = ScreenDisplays(screens, config.graphics)
     parts = {}
     for name, host in config.hosts.items():
         initiator = await store.initiator(
@@ -137,6 +141,7 @@ async def _serve(
             initiator,
             network,
             boot.set if boot is not None else None,
+            displays,
         )
     files = PoolFiles(lambda: pools.directories, pools.declare_at)
     controller = Controller(store, parts, identity.exports, files, segments)
@@ -146,7 +151,7 @@ async def _serve(
     control = ControlFace(controller, consoles)
     volumes = Volumes(pools, functools.partial(running_disks, controller))
     counters = Counters(controller, guests, lambda: pools.directories)
-    hosts = Hosts(consoles, guests, counters, _make_front(config))
+    hosts = Hosts(consoles, guests, counters, _make_front(config, screens, displays))
     libvirt = LibvirtFace(
         config, controller, segments, pools, volumes, hosts, host_uuid, sockets, inventories, keyring
     )
@@ -182,6 +187,7 @@ async def _serve(
             await provisioner.stop()
         if network is not None:
             await network.close()
+        await displays.close()
         for part in parts.values():
             await part.storage.close()
 
@@ -267,10 +273,19 @@ def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:
     }
 
 
-def _make_front(config: Config) -> Front:
+def _make_screens(config: Config) -> dict[str, Screen]:
+    return {
+        name: CaptureScreen(name, Path(host.screen.path), Path(host.screen.rfb) if host.screen.rfb else None)
+        for name, host in config.hosts.items()
+        if host.screen is not None
+    }
+
+
+def _make_front(config: Config, screens: Mapping[str, Screen], displays: Displays) -> Front:
     hosts = config.hosts.items()
     return Front(
-        {name: CaptureScreen(name, Path(host.screen.path)) for name, host in hosts if host.screen},
+        screens,
+        displays,
         {name: HidKeyboard(name, Path(host.keyboard.path)) for name, host in hosts if host.keyboard},
         OF_LINUX,
     )

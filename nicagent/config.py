@@ -116,6 +116,7 @@ class Screen(Strict, frozen=True, kw_only=True):
     """What captures the host's screen: the unix socket of a server that answers GET /snapshot (ustreamer)."""
 
     path: str
+    rfb: str = ""  # the unix socket of an RFB (VNC) server that shows the same screen; empty: pictures only
 
 
 class Keyboard(Strict, frozen=True, kw_only=True):
@@ -208,6 +209,18 @@ class Libvirt(Strict, frozen=True, kw_only=True):
     pool_roots: tuple[str, ...] = ("/var/lib/libvirt/images", "/srv", "/mnt")  # where clients may have pools
 
 
+class Graphics(Strict, frozen=True, kw_only=True):
+    """Where the screens of domains that have a `<graphics>` are shown, on hosts whose screen streams.
+
+    RFB is not encrypted and its passwords are weak, so by default only this board itself is listened to.
+    """
+
+    listen: str = "127.0.0.1"  # where a definition names no address
+    allow: tuple[str, ...] = ("127.0.0.1", "::1")  # the addresses that a definition may name
+    ports: tuple[TcpPort, TcpPort] = (5900, 5999)  # first and last that a screen may have
+    viewers: Annotated[int, Meta(ge=1, le=256)] = 16  # at most, of one screen
+
+
 class Agent(Strict, frozen=True, kw_only=True):
     """The agent itself."""
 
@@ -229,6 +242,7 @@ class Config(Strict, frozen=True, kw_only=True):
     hosts: dict[Name, Host]
     agent: Agent = Agent()
     libvirt: Libvirt = Libvirt()
+    graphics: Graphics = Graphics()
     pools: dict[Name, Pool] = msgspec.field(default_factory=dict)
     segments: dict[Name, Segment] = msgspec.field(default_factory=dict)
     overlay: Overlay | None = None
@@ -387,6 +401,17 @@ def check(config: Config, origin: str) -> None:
     for name, host in config.hosts.items():
         _check_host(name, host, devices, wrong)
     _check_libvirt(config.libvirt, wrong)
+    _check_graphics(config.graphics, wrong)
+
+
+def _check_graphics(graphics: Graphics, wrong: Wrong) -> None:
+    for key, address in [("listen", graphics.listen), *(("allow", each) for each in graphics.allow)]:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise wrong(f"graphics.{key}", f"{address!r} is no IP address", 'write "127.0.0.1"') from None
+    if graphics.ports[0] > graphics.ports[1]:
+        raise wrong("graphics.ports", f"{graphics.ports[0]} is above {graphics.ports[1]}", "first, then last")
 
 
 WHO = re.compile(r"(user|group|uid|gid|x509|sasl|tcp|tls):.+")

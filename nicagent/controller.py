@@ -398,7 +398,8 @@ class Controller:
             walker = self._placement.place(domain, self._walkers)
             await self._domains.forget_derived(domain.uuid)
             await self.snapshots.settle(domain.uuid)
-            run = await self._placement.plan(domain, walker.parts)
+            runs = [each.record.run for each in self._walkers.values() if each.record.run is not None]
+            run = await self._placement.plan(domain, walker.parts, runs)
             step = await walker.ask(Event.START, cause, run=run, until=STARTED)
         state = await step.reached
         if state is HostState.RUNNING:

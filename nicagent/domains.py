@@ -63,6 +63,7 @@ class Domains:
             self._walkers[record.name].parts.storage.transport,
             was_running="power-good" in record.marks,
             ended=run.ending,
+            display=run.display,
         )
 
     def defined(self) -> list[Domain]:

@@ -76,6 +76,7 @@ class Action(StrEnum):
 
     EXPORTS_UP = "exports up"
     PORTS_UP = "ports up"
+    SCREEN_UP = "screen shown"
     BOOT_SET = "boot choice set"
     SETTLE = "wait whether power-good comes by itself"  # a press before our death may still take effect
     POWER_ON = "power on"
@@ -86,6 +87,7 @@ class Action(StrEnum):
     POWER_OFF = "power off"
     AWAIT_OFF = "wait for power-good to go"
     BOOT_CLEAR = "boot choice cleared"
+    SCREEN_DOWN = "screen hidden"
     PORTS_DOWN = "ports down"
     EXPORTS_DOWN = "exports down"
     CHECK_POWER = "compare with the power LED"
@@ -100,7 +102,7 @@ class Row:
     reason: str = ""  # for people; the cause and the failure are added
     tells: DomainEvent | None = None  # published on the move
     ending: DomainEvent | None = None  # published once the host is free again
-    recovers: bool = False  # disks, ports and boot choice are brought up again beside the actions
+    recovers: bool = False  # what UP does is done again beside the actions
 
     @property
     def quiet(self) -> bool:
@@ -108,15 +110,15 @@ class Row:
         return not (self.actions or self.reason or self.tells)
 
 
-_UP = (Action.EXPORTS_UP, Action.PORTS_UP, Action.BOOT_SET)
+UP = (Action.EXPORTS_UP, Action.PORTS_UP, Action.SCREEN_UP, Action.BOOT_SET)
 _ON = (Action.POWER_ON, Action.AWAIT_PGOOD)
 _OFF = (Action.POWER_OFF, Action.AWAIT_OFF)
-_DOWN = (Action.BOOT_CLEAR, Action.PORTS_DOWN, Action.EXPORTS_DOWN)
+_DOWN = (Action.BOOT_CLEAR, Action.SCREEN_DOWN, Action.PORTS_DOWN, Action.EXPORTS_DOWN)
 
 _S, _E, _D = HostState, Event, DomainEvent
 
 _MOVES: Mapping[tuple[HostState, Event], Row] = {
-    (_S.FREE, _E.START): Row(_S.PREPARING, _UP, "start asked"),
+    (_S.FREE, _E.START): Row(_S.PREPARING, UP, "start asked"),
     (_S.FREE, _E.PRESS): Row(_S.FREE, (Action.POWER_PRESS,), "button pressed"),
     (_S.FREE, _E.SWITCH_ON): Row(_S.FREE, (Action.POWER_ON,), "switched on without a domain"),
     (_S.FREE, _E.SWITCH_OFF): Row(_S.FREE, (Action.POWER_OFF,), "switched off"),
@@ -128,7 +130,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.PREPARING, _E.FAILED): Row(_S.CLEANING, _DOWN, "start failed", ending=_D.FAILED),
     (_S.PREPARING, _E.DEADLINE): Row(_S.CLEANING, _DOWN, "start took too long", ending=_D.FAILED),
     (_S.PREPARING, _E.STOP): Row(_S.CLEANING, _DOWN, "stop asked while starting", ending=_D.DESTROYED),
-    (_S.PREPARING, _E.RESTARTED): Row(_S.PREPARING, _UP, "start goes on after an agent restart"),
+    (_S.PREPARING, _E.RESTARTED): Row(_S.PREPARING, UP, "start goes on after an agent restart"),
     #
     # Power that went between power-good and this move was a fact of a state that ignores it: look again.
     (_S.POWERING_ON, _E.DONE): Row(_S.RUNNING, (Action.CHECK_POWER,), "power-good", tells=_D.STARTED),
@@ -139,7 +141,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
         _S.STOPPING, (Action.SETTLE, *_OFF), "stop asked while starting", ending=_D.DESTROYED
     ),
     (_S.POWERING_ON, _E.RESTARTED): Row(
-        _S.POWERING_ON, (*_UP, Action.SETTLE, *_ON), "power-on goes on after an agent restart"
+        _S.POWERING_ON, (*UP, Action.SETTLE, *_ON), "power-on goes on after an agent restart"
     ),
     #
     (_S.RUNNING, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),

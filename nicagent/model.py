@@ -123,6 +123,25 @@ class Port:
     filter: str | None = None  # one of `filters.BUILT_IN`; None: the guard of every port
 
 
+class Sharing(StrEnum):
+    """Who else may look while a viewer looks; libvirt's sharePolicy."""
+
+    EXCLUSIVE = "allow-exclusive"  # a viewer that asks to be alone ends the others
+    SHARED = "force-shared"  # one that asks to be alone is turned away
+    IGNORE = "ignore"  # all look, whatever they ask for
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a domain's screen is to be shown to viewers over TCP (RFB, also called VNC)."""
+
+    address: str | None = None  # an IP address; None: the agent's own choice
+    port: int | None = None  # None: a free one
+    password: str | None = field(default=None, repr=False)  # None: whoever gets to the port may look
+    valid_to: float | None = None  # Unix seconds until which the password is good; None: for ever
+    sharing: Sharing = Sharing.EXCLUSIVE
+
+
 @dataclass(frozen=True)
 class DiskFile:
     """One file of a disk's chain. `size` is what a host sees, in bytes."""
@@ -143,6 +162,7 @@ class Domain:
     vcpus: int
     disks: tuple[Disk, ...] = ()
     ports: tuple[Port, ...] = ()
+    display: Display | None = None  # its screen; None: nobody is shown it
     host: str | None = None  # pinned to this host; None: any free one
     tenant: str | None = None  # whose it is, for rules of access
     persistent: bool = True
@@ -251,6 +271,15 @@ class PortBinding:
 
 
 @dataclass(frozen=True)
+class DisplayBinding:
+    """A display where its viewers find it."""
+
+    display: Display
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
 class PortStatus:
     """Facts and counters of one port, from the host's point of view (rx = what the host received)."""
 
@@ -291,6 +320,7 @@ class DomainStatus:
     transport: Transport | None = None
     was_running: bool = False  # this run has seen power-good
     ended: DomainEvent | None = None  # how the last run ended
+    display: DisplayBinding | None = None
 
 
 class DomainEvent(StrEnum):

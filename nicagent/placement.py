@@ -7,12 +7,23 @@ and answers with a `Run` or with the reasons why there is none.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from nicagent.config import Nic
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import Disk, Domain, Export, ExportIdentity, HostState, Port, PortBinding, Power
+from nicagent.model import (
+    Disk,
+    Display,
+    DisplayBinding,
+    Domain,
+    Export,
+    ExportIdentity,
+    HostState,
+    Port,
+    PortBinding,
+    Power,
+)
 from nicagent.segments import Segments, lies_in
 from nicagent.store import Run, Store
 from nicagent.walker import Parts, Walker
@@ -85,17 +96,26 @@ class Placement:
 
     # ---- what it needs there
 
-    async def plan(self, domain: Domain, parts: Parts) -> Run:
-        """A new run of the domain on this host. What is derived for it is stored by now.
+    async def plan(self, domain: Domain, parts: Parts, others: Iterable[Run] = ()) -> Run:
+        """A new run of the domain on this host, beside `others`. What is derived for it is stored by now.
 
-        Raises NOT_FOUND (segment), INVALID (address, serial), EXISTS (address), NO_SPACE (addresses).
+        Raises NOT_FOUND (segment), INVALID (address, serial), EXISTS (address), NO_SPACE (addresses, ports of
+        screens), UNSUPPORTED and UNAVAILABLE (where its screen is to be shown).
         """
         return Run(
             domain,
             await self._store.next_domain_id(),
             await self._bindings(domain, parts),
             await self._exports(domain, parts),
+            await self._display(domain, parts, others),
         )
+
+    async def _display(self, domain: Domain, parts: Parts, others: Iterable[Run]) -> DisplayBinding | None:
+        """Where the domain's screen is shown; None where it has none, or the host's cannot be."""
+        if domain.display is None or parts.displays is None or not parts.displays.shows(parts.name):
+            return None
+        taken = {run.display.port for run in others if run.display is not None}
+        return await parts.displays.bind(parts.name, domain.display, taken)
 
     async def replan(self, run: Run, domain: Domain, parts: Parts) -> Run:
         """The run going on with these disks and ports. Raises what `plan` does, UNSUPPORTED for what the host
@@ -109,6 +129,7 @@ class Placement:
             domain=domain,
             bindings=await self._bindings(domain, parts, run.bindings),
             exports=await self._exports(domain, parts),
+            display=_again(run.display, domain.display),
         )
 
     async def _exports(self, domain: Domain, parts: Parts) -> tuple[Export, ...]:
@@ -154,6 +175,20 @@ class Placement:
         avoid = {*segment.reserved, *segment.fixed.values()} - {kept}
         address = await self._store.lease(port.segment, domain.uuid, port.name, first, last, avoid)
         return PortBinding(port, nic.device, nic.mac, address, domain.name)
+
+
+def _again(binding: DisplayBinding | None, display: Display | None) -> DisplayBinding | None:
+    """A screen stays where it is, whoever may now look at it. Raises UNSUPPORTED where it is to move."""
+    if binding is None or display is None:
+        return binding
+    before, wanted = binding.display, (display.address, display.port)
+    if wanted not in ((before.address, before.port), (binding.address, binding.port)):
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"the screen of a running domain stays at {binding.address} port {binding.port}",
+            "change the definition, and power off and on",
+        )
+    return replace(binding, display=replace(display, address=before.address, port=before.port))
 
 
 def _nics(ports: Sequence[Port], nics: Sequence[Nic]) -> list[Nic]:

@@ -25,6 +25,7 @@ import msgspec
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
     Cause,
+    DisplayBinding,
     Domain,
     DomainEvent,
     Export,
@@ -71,6 +72,7 @@ class Run:
     id: int  # libvirt's domain id of this run
     bindings: tuple[PortBinding, ...] = ()
     exports: tuple[Export, ...] = ()
+    display: DisplayBinding | None = None
     ending: DomainEvent | None = None  # how it ends, once that is decided
     failure: str = ""  # why, when the ending is a failure
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from nicagent import lifecycle
 from nicagent.config import GpioPower, Host, IpmiPower
+from nicagent.console.contract import Displays
 from nicagent.errors import Kind, NicagentError
 from nicagent.lifecycle import Action, Event, Row
 from nicagent.model import Cause, DomainEvent, Export, HostState, Initiator, Power, PowerAction
@@ -53,6 +54,7 @@ class Parts:
     initiator: Initiator
     network: NetworkDriver | None
     set_boot: BootSetter | None
+    displays: Displays | None = None
 
 
 @dataclass
@@ -450,13 +452,15 @@ class Walker:
             await self._do(Action.BOOT_SET, cause)
         if after.bindings != before.bindings:
             await self._do(Action.PORTS_UP, cause)
+        if after.display != before.display:
+            await self._do(Action.SCREEN_UP, cause)
 
     async def _recover(self, cause: Cause) -> None:
-        """After a restart: disks, ports and boot choice of a run that goes on, each until it is up again.
+        """After a restart: what a run that goes on needs beside power, each part until it is up again.
 
         Not part of the state's actions: what a client then asks of the host must not cut it short.
         """
-        left, wait = [Action.EXPORTS_UP, Action.PORTS_UP, Action.BOOT_SET], RETRY_SECONDS
+        left, wait = list(lifecycle.UP), RETRY_SECONDS
         while left:
             for action in tuple(left):
                 try:
@@ -480,11 +484,15 @@ class Walker:
                 await parts.storage.present(run.exports, parts.initiator)
             case Action.PORTS_UP if run is not None and parts.network is not None:
                 await parts.network.present(parts.name, [b for b in run.bindings if b.port.link])
+            case Action.SCREEN_UP if run is not None and parts.displays is not None:
+                await parts.displays.present(parts.name, run.display)
             case Action.BOOT_SET if run is not None and parts.set_boot is not None:
                 first = boot_export(run)
                 await parts.set_boot(parts.name, first)
             case Action.BOOT_CLEAR if parts.set_boot is not None:
                 await parts.set_boot(parts.name, None)
+            case Action.SCREEN_DOWN if parts.displays is not None:
+                await parts.displays.withdraw(parts.name)
             case Action.PORTS_DOWN if parts.network is not None:
                 await parts.network.withdraw(parts.name)
             case Action.EXPORTS_DOWN:

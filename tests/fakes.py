@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
+from nicagent.console.contract import Displays, Watcher
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
     Cause,
+    Display,
+    DisplayBinding,
     Export,
     ExportStatus,
     Initiator,
@@ -34,6 +37,7 @@ class Body:
         self.power = power
         self.exports: tuple[Export, ...] = ()
         self.bindings: tuple[PortBinding, ...] = ()
+        self.display: DisplayBinding | None = None
         self.boot: Export | None = None
         self.acts: list[str] = []
         self.fail: dict[str, int] = {}  # act → how many more times it fails
@@ -65,7 +69,8 @@ class Body:
     @property
     def untouched(self) -> bool:
         """Nothing of a tenant is left and the power is off."""
-        return not self.exports and not self.bindings and self.boot is None and self.power is Power.OFF
+        left = self.exports or self.bindings or self.display or self.boot
+        return not left and self.power is Power.OFF
 
     async def set_boot(self, host: str, export: Export | None) -> None:
         await self.act("boot choice set" if export else "boot choice cleared")
@@ -160,6 +165,32 @@ class BodyNetwork(NetworkDriver):
 
     async def status(self, host: str) -> tuple[PortStatus, ...]:
         return tuple(PortStatus(b.port.name, b.device, True) for b in self.bodies[host].bindings)
+
+    async def close(self) -> None:
+        pass
+
+
+class BodyDisplays(Displays):
+    def __init__(self, bodies: dict[str, Body]) -> None:
+        self.bodies = bodies
+
+    def shows(self, host: str) -> bool:
+        return True
+
+    async def bind(self, host: str, display: Display, taken: Collection[int]) -> DisplayBinding:
+        port = display.port or min({5900, 5901, 5902} - set(taken))
+        return DisplayBinding(display, display.address or "127.0.0.1", port)
+
+    async def present(self, host: str, binding: DisplayBinding | None) -> None:
+        self.bodies[host].display = binding
+        await self.bodies[host].act("screen shown")
+
+    async def withdraw(self, host: str) -> None:
+        await self.bodies[host].act("screen hidden")
+        self.bodies[host].display = None
+
+    def watch(self, watcher: Watcher) -> None:
+        pass
 
     async def close(self) -> None:
         pass

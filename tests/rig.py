@@ -17,7 +17,7 @@ from nicagent.storage import identity
 from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
 from nicagent.walker import Parts
-from tests.fakes import Body, BodyNetwork, BodyPower, BodyStorage
+from tests.fakes import Body, BodyDisplays, BodyNetwork, BodyPower, BodyStorage
 
 TESTER = Cause("a tester", "the test asks")
 NAMESPACE = uuid.UUID("8d3f3c52-7f5e-4ba7-9c1b-3f1f6d0c0001")
@@ -102,6 +102,7 @@ class Rig:
                 Initiator(f"nqn.2014-08.org.example:{name}", str(uuid.uuid5(NAMESPACE, name))),
                 network,
                 body.set_boot,
+                BodyDisplays(bodies),
             )
             for name, body in bodies.items()
         }

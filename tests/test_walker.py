@@ -21,8 +21,8 @@ from nicagent.model import DomainEvent, HostState, Power, PowerAction
 from tests.fakes import Body
 from tests.rig import TESTER, Rig, bodies, domain, held
 
-UP = ["exports up", "ports up", "boot choice set"]
-DOWN = ["boot choice cleared", "ports down", "exports down"]
+UP = ["exports up", "ports up", "screen shown", "boot choice set"]
+DOWN = ["boot choice cleared", "screen hidden", "ports down", "exports down"]
 HOST = "metal-1"
 VM = domain("vm", host=HOST)
 
@@ -357,10 +357,12 @@ async def test_a_second_stop_joins_the_first(db: Path, act: str) -> None:
 ACT_OF = {
     Action.EXPORTS_UP: "exports up",
     Action.PORTS_UP: "ports up",
+    Action.SCREEN_UP: "screen shown",
     Action.BOOT_SET: "boot choice set",
     Action.POWER_ON: "power on",
     Action.POWER_OFF: "power off",
     Action.BOOT_CLEAR: "boot choice cleared",
+    Action.SCREEN_DOWN: "screen hidden",
     Action.PORTS_DOWN: "ports down",
     Action.EXPORTS_DOWN: "exports down",
 }

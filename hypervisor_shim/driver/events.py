@@ -68,6 +68,18 @@ class IoErrorEvent(DomainEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class GraphicsEvent(DomainEvent):
+    """A viewer of the screen. `phase`: 0 connected, 1 let in, 2 gone. Addresses are (family: 0 IPv4, 1 IPv6,
+    2 unix; node; service). `subject`: who it is, (type, name), as far as `scheme` tells."""
+
+    phase: int
+    local: tuple[int, str, str]
+    remote: tuple[int, str, str]
+    scheme: str  # none, vnc …
+    subject: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BlockJobEvent(DomainEvent):
     """`type`: 1 pull, 2 copy, 3 commit, 4 active commit, 5 backup; `status`: 0 completed, 1 failed,
     2 cancelled, 3 ready. Clients register with the path (id 8) or with the target (id 16)."""

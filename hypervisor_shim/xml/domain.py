@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 
 from hypervisor_shim.driver import MetadataKind
 from hypervisor_shim.errors import Code, Origin, error
+from hypervisor_shim.xml import graphics as graphics_xml
 from hypervisor_shim.xml import metadata
 from hypervisor_shim.xml.domain_check import check_domain, memory_kib, parse_uuid
 from hypervisor_shim.xml.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
@@ -48,13 +49,11 @@ def format_domain(definition: DomainDef, live: Live | None = None, *, secure: bo
     """The document as a client reads it; with `live`, that of the running domain. Without `secure` the
     passwords of graphics devices are left out."""
     root = definition.tree
-    secrets = not secure and root.find("devices/graphics[@passwd]") is not None
+    secrets = not secure and graphics_xml.has_passwords(root)
     if live is not None or secrets:
         root = deepcopy(root)
     if secrets:
-        for graphics in root.iterfind("devices/graphics"):
-            graphics.attrib.pop("passwd", None)
-            graphics.attrib.pop("passwdValidTo", None)
+        graphics_xml.hide_passwords(root)
     if live is not None:
         root.set("id", str(live.id))
         add_live(root, live)
@@ -117,6 +116,7 @@ def describe(root: Element) -> DomainDef:
         interfaces=tuple(_interface(interface) for interface in root.iterfind("devices/interface")),
         serials=_char_devices(root, "serial"),
         consoles=_char_devices(root, "console"),
+        graphics=tuple(graphics_xml.describe(root)),
         metadata={}
         if metadata is None
         else {uri: element for element in metadata if (uri := namespace_of(element, {})) is not None},

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.xml import graphics
 from hypervisor_shim.xml.sizes import scaled
 
 
@@ -139,6 +140,8 @@ def check_domain(root: Element) -> None:
     _check_disk_names(root)
     for interface in root.iterfind("devices/interface"):
         _check_interface(interface)
+    for screen in root.iterfind("devices/graphics"):
+        graphics.check(screen)
     _check_characters(root)
     _check_boot_orders(root)
 

@@ -91,6 +91,22 @@ class CharDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Graphics:
+    """A screen. `listen` says where it is to be shown: address, network, socket or none (nowhere outside)."""
+
+    type: str  # vnc, spice, sdl …
+    listen: str
+    address: str | None = None
+    port: int | None = None
+    autoport: bool = False
+    password: str | None = field(default=None, repr=False)
+    valid_to: float | None = None  # Unix seconds until which the password is good
+    share_policy: str | None = None
+    websocket: str | None = None
+    power_control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Boot:
     """What the firmware tries: `devices` of `<os>` (hd, network, cdrom), or a device's boot_order if set."""
 
@@ -122,6 +138,7 @@ class DomainDef:
     interfaces: tuple[Interface, ...]
     serials: tuple[CharDevice, ...]
     consoles: tuple[CharDevice, ...]
+    graphics: tuple[Graphics, ...]
     metadata: dict[str, Element]  # namespace URI → the element, verbatim
     on_poweroff: str
     on_reboot: str

@@ -12,6 +12,7 @@ from itertools import count
 from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.errors import uuid_text
+from hypervisor_shim.xml import graphics
 from hypervisor_shim.xml.domain_check import disk_index, memory_kib, parse_uuid
 from hypervisor_shim.xml.domain_defaults import (
     drop_aliases,
@@ -70,7 +71,8 @@ def fill(sent: Element, arch: str) -> Element:
         _interface(interface)
     _characters(devices, root.findtext("os/type") == "hvm")
     _controllers(devices)
-    _screens(devices)
+    for screen in devices.iterfind("graphics"):
+        graphics.normalise(screen)
     _order(devices)
     return root
 
@@ -349,39 +351,6 @@ def _controllers(devices: Element) -> None:
     for kind, index in wanted:
         if (kind, str(index)) not in there:
             SubElement(devices, "controller", type=kind, index=str(index))
-
-
-def _screens(devices: Element) -> None:
-    for graphics in devices.iterfind("graphics"):
-        kind = graphics.get("type")
-        if kind not in ("vnc", "spice"):
-            continue
-        listen = graphics.find("listen")
-        if listen is None:
-            place = (
-                {"type": "socket", "socket": graphics.attrib["socket"]} if "socket" in graphics.attrib else {}
-            )
-            address = {"address": graphics.attrib["listen"]} if graphics.get("listen") else {}
-            listen = Element("listen", place or {"type": "address"} | address)
-            graphics.insert(0, listen)
-        known = {"type": kind} | _place_of_screen(graphics, listen)
-        hidden = ("type", "port", "autoport", "listen", "socket")
-        graphics.attrib = known | {k: v for k, v in graphics.attrib.items() if k not in hidden}
-
-
-def _place_of_screen(graphics: Element, listen: Element) -> dict[str, str]:
-    """Where a screen is shown: at a port, at a socket, or nowhere outside."""
-    how = listen.get("type", "address")
-    if how == "none":
-        return {}
-    if how == "socket":
-        return {"socket": listen.attrib["socket"]} if "socket" in listen.attrib else {}
-    auto = graphics.get("autoport") == "yes" or graphics.get("port") in (None, "-1")
-    place = {"autoport": "yes"} if auto else {"port": graphics.attrib["port"], "autoport": "no"}
-    if auto and graphics.get("type") == "vnc":
-        place = {"port": "-1"} | place
-    address = graphics.get("listen") or listen.get("address")
-    return place | ({"listen": address} if address else {})
 
 
 def _order(devices: Element) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from xml.etree.ElementTree import Element, SubElement
 
+from hypervisor_shim.xml import graphics
 from hypervisor_shim.xml.domain_shape import DOMAIN
 from hypervisor_shim.xml.read import read_document
 
@@ -34,7 +35,8 @@ class Live:
     """What only a running domain's document has. Keys of `targets` are interface MACs, values their device
     names; keys of `ptys` are aliases (serial0). `metadata`: extra elements, the text of one each, put into
     `<metadata>`. `aliases`: devices carry the names that other calls know them by. `mirrors`: by a disk's
-    target, the other side of its block job, for jobs that have one."""
+    target, the other side of its block job, for jobs that have one. `screen`: address and port at which its
+    VNC server listens."""
 
     id: int
     targets: Mapping[str, str] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Live:
     metadata: tuple[str, ...] = ()
     aliases: bool = True
     mirrors: Mapping[str, Mirror] = field(default_factory=dict)
+    screen: tuple[str, int] | None = None
 
 
 _BEFORE_TARGET = ("mac", "source", "virtualport", "vlan", "bandwidth", "port", "ip", "route", "script")
@@ -83,6 +86,8 @@ def add_live(root: Element, live: Live) -> None:
         drive = disk.find("target")
         if drive is not None and (mirror := live.mirrors.get(drive.get("dev", ""))) is not None:
             disk.insert(list(disk).index(drive), _mirror(mirror))
+    if live.screen is not None:
+        graphics.show(root, *live.screen)
     if live.metadata:
         metadata = root.find("metadata")
         if metadata is None:

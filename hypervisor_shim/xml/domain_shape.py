@@ -69,9 +69,9 @@ _CHAR = Shape(
     {**_any("source protocol log target"), "alias": _ALIAS, "address": ANY},
 )
 _GRAPHICS = Shape(
-    ("type", "port", "tlsPort", "autoport", "websocket", "listen", "socket", "keymap", "passwd",
-     "passwdValidTo", "connected", "sharePolicy", "powerControl", "defaultMode", "display", "xauth",
-     "fullscreen"),
+    ("type", "port", "tlsPort", "autoport", "websocket", "listen", "socket", "keymap", "defaultMode",
+     "sharePolicy", "powerControl", "passwd", "passwdValidTo", "connected", "display", "xauth",
+     "fullscreen", "replaceUser", "multiUser", "p2p"),
     _any("listen channel image jpeg zlib playback streaming clipboard mouse filetransfer gl audio"),
 )  # fmt: skip
 

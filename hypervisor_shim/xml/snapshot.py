@@ -6,6 +6,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.driver.snapshot import Snapshot, SnapshotDisk, SnapshotRequest
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.xml.graphics import hide_passwords
 from hypervisor_shim.xml.read import read_document
 from hypervisor_shim.xml.write import write_element
 
@@ -86,9 +87,7 @@ def format_snapshot(snapshot: Snapshot, *, secure: bool = False) -> str:
                 SubElement(shown, "driver", type=disk.format or "qcow2")
                 SubElement(shown, "source", file=disk.path or "")
     domain = read_document(snapshot.domain)
-    for graphics in domain.iterfind("devices/graphics"):
-        if not secure:
-            graphics.attrib.pop("passwd", None)
-            graphics.attrib.pop("passwdValidTo", None)
+    if not secure:
+        hide_passwords(domain)
     root.append(domain)
     return write_element(root)

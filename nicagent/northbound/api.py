@@ -21,7 +21,7 @@ from aiohttp import WSMsgType, web
 from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import Cause, PowerAction
+from nicagent.model import Cause, DomainStatus, PowerAction
 
 STATUS_OF: Mapping[Kind, int] = {
     Kind.INVALID: 400,
@@ -81,7 +81,7 @@ class ControlFace:
         return _json(self._controller.host(request.match_info["host"]))
 
     async def _domains(self, request: web.Request) -> web.Response:
-        return _json([msgspec.to_builtins(status) for status in self._controller.domains()])
+        return _json([_without_secrets(status) for status in self._controller.domains()])
 
     async def _statistics(self, request: web.Request) -> web.Response:
         exports, ports = await self._controller.statistics(request.match_info["uuid"])
@@ -147,6 +147,17 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json(body, status=STATUS_OF[e.kind])
     except msgspec.DecodeError as e:
         return _json({"error": "invalid", "message": f"the body is not JSON: {e}", "hint": ""}, status=400)
+
+
+def _without_secrets(status: DomainStatus) -> object:
+    """A domain as it is told: its document has the password of its screen, as clients defined it."""
+    shown = msgspec.to_builtins(status)
+    domain = shown["domain"]
+    del domain["xml"]
+    for display in (domain["display"], (shown["display"] or {}).get("display")):
+        if display is not None:
+            del display["password"]
+    return shown
 
 
 def _json(value: object, status: int = 200) -> web.Response:

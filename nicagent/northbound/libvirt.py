@@ -36,6 +36,7 @@ from hypervisor_shim.errors import Code, error, no_domain
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Config
+from nicagent.console.contract import Phase, Viewing
 from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
 from nicagent.counters import Counters
@@ -47,7 +48,7 @@ from nicagent.model import Cause, Change, Domain, DomainEvent, DomainStatus
 from nicagent.netdevs import Netdevs
 from nicagent.northbound import machine_xml
 from nicagent.northbound.libvirt_block import MetalBlock
-from nicagent.northbound.libvirt_control import Front, MetalControl
+from nicagent.northbound.libvirt_control import Front, MetalControl, viewed
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import (
     EVENTS,
@@ -134,6 +135,8 @@ class MetalDriver(Driver):
         self._guest = self.guest = MetalGuest(ground, segments, hosts.guests)
         self.migration = MetalMigration(ground, hosts.counters)
         self.control = MetalControl(ground, hosts.front, self._rename)
+        if hosts.front.displays is not None:
+            hosts.front.displays.watch(self._viewer_came_or_went)
         for host, link in hosts.guests.items():
             link.watch(functools.partial(self._guest_came_or_went, host))
 
@@ -183,10 +186,19 @@ class MetalDriver(Driver):
                 sink.event(LifecycleEvent(info, kind, detail))
 
     def _guest_came_or_went(self, host: str, connected: bool) -> None:
+        info = self._running_on(host)
+        if info is not None:
+            self._publish(AgentLifecycleEvent(info, 1 if connected else 2, 2))
+
+    def _viewer_came_or_went(self, host: str, phase: Phase, who: Viewing) -> None:
+        info = self._running_on(host)
+        if info is not None:
+            self._publish(viewed(info, phase, who))
+
+    def _running_on(self, host: str) -> DomainInfo | None:
         domain = self._controller.host(host).domain
         info = None if domain is None else self._infos.get(uuid.UUID(domain).bytes)
-        if info is not None and info.id >= 0:
-            self._publish(AgentLifecycleEvent(info, 1 if connected else 2, 2))
+        return info if info is not None and info.id >= 0 else None
 
     def _exists(self, status: DomainStatus) -> bool:
         try:
@@ -264,7 +276,12 @@ class MetalDriver(Driver):
     def messages(self, uuid: bytes) -> list[str]:
         status = self._status(uuid)
         if status.host is not None:
-            return [f"on host {status.host}: {status.state.value}: {status.reason}"]
+            told = [f"on host {status.host}: {status.state.value}: {status.reason}"]
+            if status.domain.display is not None and status.display is None:
+                told.append(
+                    f"its graphics are not shown: the screen of host {status.host} is wired to no stream"
+                )
+            return told
         return [f"last run: {status.reason}"] if status.reason else []
 
     def _status(self, uuid: bytes) -> DomainStatus:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hypervisor_shim.driver import Caller
+from hypervisor_shim.driver import Caller, DomainInfo, GraphicsEvent
 from hypervisor_shim.driver.control import Control, Screenshot
 from hypervisor_shim.driver.stream import Whole
 from hypervisor_shim.errors import Code, LibvirtError, error
 from hypervisor_shim.xml.domain_change import with_name
-from nicagent.console.contract import Keyboard, Screen
+from nicagent.console.contract import Displays, Keyboard, Phase, Screen, Viewing
 from nicagent.model import Domain
 from nicagent.northbound.libvirt_ground import Ground
 from nicagent.northbound.libvirt_words import translated
@@ -25,6 +25,7 @@ class Front:
     """What stands in front of each host: screens, keyboards, and how to make a usage of a Linux key code."""
 
     screens: Mapping[str, Screen] = field(default_factory=dict)
+    displays: Displays | None = None
     keyboards: Mapping[str, Keyboard] = field(default_factory=dict)
     usages: Mapping[int, int] = field(default_factory=dict)
 
@@ -106,6 +107,12 @@ class MetalControl(Control):
 
     async def set_lifecycle_action(self, caller: Caller, uuid: bytes, event: int, action: int) -> None:
         raise _refused("what follows a power-off or a crash of a physical server is set in its firmware")
+
+
+def viewed(info: DomainInfo, phase: Phase, who: Viewing) -> GraphicsEvent:
+    """A viewer of a domain's screen in libvirt's words."""
+    local, remote = ((int(":" in node), node, str(port)) for node, port in (who.local, who.remote))
+    return GraphicsEvent(info, phase, local, remote, who.scheme)
 
 
 def _refused(why: str) -> LibvirtError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -29,7 +29,18 @@ from hypervisor_shim.xml.metadata import word
 from nicagent import filters
 from nicagent.config import Host, Segment
 from nicagent.errors import Kind, NicagentError, Thing
-from nicagent.model import Disk, Domain, DomainEvent, DomainStatus, HostState, Limits, Port, VolumeFormat
+from nicagent.model import (
+    Disk,
+    Display,
+    Domain,
+    DomainEvent,
+    DomainStatus,
+    HostState,
+    Limits,
+    Port,
+    Sharing,
+    VolumeFormat,
+)
 from nicagent.network.contract import bridge_name
 
 # One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
@@ -40,6 +51,7 @@ WISHES = "urn:nicagent:domain:1"
 FACTS = "urn:nicagent:run:1"
 
 RUNNING_BOOTED = 1
+PASSWORD_LIMIT = 8  # bytes of a screen's password: the protocol has no place for more
 
 # The filter parameter by which libvirt's users name the address that a port may use (nwfilter's variable IP).
 IP_PARAMETER = "IP"
@@ -60,6 +72,7 @@ def to_domain(
         vcpus=definition.max_vcpus,
         disks=tuple(_disk(disk, definition, pools) for disk in definition.disks),
         ports=tuple(_port(number, each, bridges or {}) for number, each in enumerate(definition.interfaces)),
+        display=_display(definition.graphics),
         host=_pinned_host(definition),
         tenant=tenant_of(definition),
     )
@@ -192,6 +205,45 @@ def _port(number: int, interface: domain_def.Interface, bridges: Mapping[str, st
     )
 
 
+def _display(graphics: Sequence[domain_def.Graphics]) -> Display | None:
+    """The screen as RFB shows it. Other kinds are kept in the definition; nothing here speaks them."""
+    shown = [each for each in graphics if each.type == "vnc"]
+    if len(shown) > 1:
+        raise NicagentError(
+            Kind.UNSUPPORTED, "a host has one screen: only 1 graphics device of each type is supported"
+        )
+    if not shown or shown[0].listen == "none":
+        return None
+    (one,) = shown
+    if one.listen != "address":
+        what = "sockets" if one.listen == "socket" else "the address of a network"
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"graphics: screens are shown at addresses, not at {what}",
+            "use <listen type='address'/>",
+        )
+    if one.websocket is not None:
+        raise NicagentError(
+            Kind.UNSUPPORTED, "graphics: websocket is not spoken here", "put a websockify before the VNC port"
+        )
+    if one.power_control:
+        raise NicagentError(
+            Kind.UNSUPPORTED, "graphics: a viewer has no power over the server", "use virsh, or leave it out"
+        )
+    if one.password is not None and len(one.password.encode()) > PASSWORD_LIMIT:
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"VNC password is {len(one.password.encode())} characters long, only {PASSWORD_LIMIT} permitted",
+        )
+    if one.port is None and not one.autoport:
+        raise NicagentError(
+            Kind.UNSUPPORTED, "graphics: neither a port is given nor autoport='yes'", "choose one of them"
+        )
+    sharing = Sharing(one.share_policy) if one.share_policy else Sharing.EXCLUSIVE
+    port = None if one.autoport else one.port
+    return Display(one.address, port, one.password, one.valid_to, sharing)
+
+
 def _pinned_host(definition: DomainDef) -> str | None:
     return word(definition, WISHES, "host")
 
@@ -219,11 +271,13 @@ def live_part(status: DomainStatus, mirrors: Mapping[str, Mirror]) -> Live:
             f" ipv4={quoteattr(binding.ipv4)}/>"
         )
     facts += "</run:run>"
+    display = status.display
     return Live(
         id=status.id,
         targets={binding.mac: binding.device for binding in status.bindings},
         metadata=(facts,),
         mirrors=mirrors,
+        screen=None if display is None else (display.address, display.port),
     )
 
 

@@ -182,8 +182,12 @@ def domain_capabilities(machines: Sequence[Machine], arch: str) -> str:
     disk = SubElement(devices, "disk", {"supported": "yes"})
     _enum(disk, "diskDevice", ("disk", "cdrom"))
     _enum(disk, "bus", _BUSES)
+    streams = any(each.host.screen is not None and each.host.screen.rfb for each in of_arch)
+    graphics = SubElement(devices, "graphics", {"supported": "yes" if streams else "no"})
+    if streams:
+        _enum(graphics, "type", ("vnc",))
     # A server has what it has: nothing of these is given to it. Named, for nova takes none left out.
-    for each in ("graphics", "video", "hostdev", "rng", "filesystem", "tpm"):
+    for each in ("video", "hostdev", "rng", "filesystem", "tpm"):
         SubElement(devices, each, {"supported": "no"})
     features = SubElement(root, "features")
     for each in ("gic", "vmcoreinfo", "genid", "sev"):
