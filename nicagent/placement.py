@@ -107,7 +107,7 @@ class Placement:
             await self._store.next_domain_id(),
             await self._bindings(domain, parts),
             await self._exports(domain, parts),
-            await self._display(domain, parts, others),
+            display=await self._display(domain, parts, others),
         )
 
     async def _display(self, domain: Domain, parts: Parts, others: Iterable[Run]) -> DisplayBinding | None:

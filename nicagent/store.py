@@ -72,9 +72,9 @@ class Run:
     id: int  # libvirt's domain id of this run
     bindings: tuple[PortBinding, ...] = ()
     exports: tuple[Export, ...] = ()
-    display: DisplayBinding | None = None
     ending: DomainEvent | None = None  # how it ends, once that is decided
     failure: str = ""  # why, when the ending is a failure
+    display: DisplayBinding | None = None  # where its screen is shown
 
 
 @dataclass(frozen=True)

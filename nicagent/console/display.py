@@ -239,9 +239,13 @@ class _Shown:
                 self._tell(self._host, Phase.INITIALIZE, who)
                 async with _ending(source[1]):
                     await _carry((reader, writer), source)
-        except (RfbError, NicagentError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-            what = "it took too long" if isinstance(error, TimeoutError) else error
-            log.info("%s: viewer %s: %s", self._host, who.remote[0], what)
+        except TimeoutError:
+            what = "answers no more" if seat.inside else "took too long to show that it may look"
+            log.info("%s: viewer %s %s", self._host, who.remote[0], what)
+        except asyncio.IncompleteReadError:
+            log.info("%s: viewer %s hung up before it saw anything", self._host, who.remote[0])
+        except (RfbError, NicagentError, OSError) as error:
+            log.info("%s: viewer %s: %s", self._host, who.remote[0], error)
         except asyncio.CancelledError:
             pass  # the screen is shown no longer, or another viewer wants to be alone: that is all
         finally:

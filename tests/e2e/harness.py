@@ -255,6 +255,13 @@ def make_agents(lab: Path, directory: Path) -> tuple[Agent, Agent]:
     return first, second
 
 
+def wired_agent(lab: Path, directory: Path) -> Agent:
+    """The agent of guest.toml, whose host has all that can be wired to one."""
+    return configure(
+        "agent-1", directory, overlay("127.0.0.1", "127.0.0.2", 10) + _WIRED_HOST.format(lab=lab)
+    )
+
+
 def bench_agent(lab: Path, directory: Path) -> Agent:
     """The agent of bench.toml: one host a transport, and one that boots its own disk."""
     hosts = ""
@@ -312,6 +319,31 @@ transport = "{transport}"
 slot = "{lab}/{name}/slot"
 [hosts.{name}.console]
 path = "{lab}/{name}/console.sock"
+"""
+
+_WIRED_HOST = """
+[hosts.metal]
+memory_mib = 1024
+[hosts.metal.power]
+driver = "ipmi"
+address = "127.0.0.1"
+user = "admin"
+password_file = "{lab}/metal/bmc.password"
+[hosts.metal.storage]
+transport = "virtio"
+slot = "{lab}/metal/slot"
+[[hosts.metal.nics]]
+device = "port0"
+mac = "02:00:00:02:00:02"
+[hosts.metal.console]
+path = "{lab}/metal/console.sock"
+[hosts.metal.guest_agent]
+path = "{lab}/metal/guest.sock"
+[hosts.metal.screen]
+path = "{lab}/metal/capture.sock"
+rfb = "{lab}/metal/vnc.sock"
+[hosts.metal.keyboard]
+path = "{lab}/metal/keyboard.sock"
 """
 
 _METAL_1 = """

@@ -24,39 +24,14 @@ from tests.e2e.harness import (
     Agent,
     Console,
     c_locale,
-    configure,
     disk,
     domain_xml,
     lab_directory,
-    overlay,
+    wired_agent,
 )
 
 BOOT_SECONDS = 240.0
 MAC = "02:00:00:02:00:02"
-
-CONFIG = """
-[hosts.metal]
-memory_mib = 1024
-[hosts.metal.power]
-driver = "ipmi"
-address = "127.0.0.1"
-user = "admin"
-password_file = "{lab}/metal/bmc.password"
-[hosts.metal.storage]
-transport = "virtio"
-slot = "{lab}/metal/slot"
-[[hosts.metal.nics]]
-device = "port0"
-mac = "02:00:00:02:00:02"
-[hosts.metal.console]
-path = "{lab}/metal/console.sock"
-[hosts.metal.guest_agent]
-path = "{lab}/metal/guest.sock"
-[hosts.metal.screen]
-path = "{lab}/metal/capture.sock"
-[hosts.metal.keyboard]
-path = "{lab}/metal/keyboard.sock"
-"""
 
 
 @dataclass
@@ -95,8 +70,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> No
 def running() -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="nicagent-guest-") as directory:
         home = Path(directory)
-        body = overlay("127.0.0.1", "127.0.0.2", 10) + CONFIG.format(lab=lab_directory())
-        agent = configure("agent-1", home, body)
+        agent = wired_agent(lab_directory(), home)
         agent.start()
         definition = home / "web.xml"
         definition.write_text(domain_xml("web", disk(agent.directory, "web").name))
