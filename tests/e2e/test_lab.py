@@ -19,6 +19,9 @@ SUITES = (
         "test_segments.py", "segments, filters, interfaces are what the kernel says", 200, needs_image=False
     ),
     Suite("test_clients.py", "other projects' clients drive a live agent", 400),
+    Suite(
+        "test_screen.py", "a server's screen is shown to stock viewers", 400, "guest.toml", needs_image=False
+    ),
     Suite("test_cold_move.py", "a domain moves cold between two agents", 200, needs_image=False),
 )
 
