@@ -125,7 +125,9 @@ class Text(Opaque):
 
 
 class Optional(Codec):
-    """A pointer: 0, or 1 and the value."""
+    """A pointer: 0, or 1 and the value. Read as libvirtd's XDR library does: whatever is not 0 means that a
+    value follows. go-libvirt, which terraform's provider stands on, opens with 0x01000000.
+    """
 
     def __init__(self, inner: Codec) -> None:
         self.inner = inner
@@ -136,8 +138,6 @@ class Optional(Codec):
         (there,) = _U32.unpack_from(buf, pos)
         if there == 0:
             return None, pos + 4
-        if there != 1:
-            raise XdrError(f"pointer flag {there} is neither 0 nor 1")
         return self.inner.read(buf, pos + 4, end)
 
     def write(self, value: Any, out: list[bytes]) -> None:

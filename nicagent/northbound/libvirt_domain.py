@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import ipaddress
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -166,10 +167,13 @@ def _segment(number: int, interface: domain_def.Interface, bridges: Mapping[str,
     source = interface.source or ""
     if interface.type == "network" and source:
         return source
-    if interface.type == "bridge" and source in bridges:
-        return bridges[source]
-    if interface.type == "bridge":
-        what = f"bridge '{source}' is that of no segment"
+    # An OpenStack with Open vSwitch names no bridge but the tap device that it puts on one.
+    named = {"bridge": source, "ethernet": interface.target or ""}.get(interface.type)
+    found = named and next((bridges[each] for each in bridges if fnmatch.fnmatchcase(named, each)), None)
+    if found:
+        return found
+    if named:
+        what = f"{interface.type} '{named}' is that of no segment"
         advice = "list it in segments.NAME.bridges, or use <interface type='network'>"
     else:
         what = f"type '{interface.type}' names no segment"

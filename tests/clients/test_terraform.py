@@ -13,7 +13,7 @@ import pytest
 
 from hypervisor_shim.frame import Program, Status, Type, packet
 from tests.clients.documents import CLOUDS
-from tests.hypervisor_shim.serving import Answer, RawClient, Served, number, optional, text
+from tests.hypervisor_shim.serving import Answer, RawClient, Served, number, text
 
 UPLOAD_PACKET = 4 * 1024 * 1024 // 64  # go-libvirt's own
 VOLUME = """<volume><name>terraform-metal.raw</name><capacity unit="bytes">131072</capacity>
@@ -31,7 +31,8 @@ class Go(RawClient):
     def connect(self) -> None:
         kinds = self.do(66)
         assert kinds == number(1) + number(0), "one way to log in: none"
-        self.do(1, optional(text("qemu:///system")) + number(0))
+        there = b"\1\0\0\0"  # its own way to say that a name follows
+        self.do(1, there + text("qemu:///system") + number(0))
 
     def stream(self, procedure: int, data: bytes) -> Answer:
         serial = self.serial

@@ -217,6 +217,7 @@ PACKETS: dict[str, list[tuple[int, bytes, dict[str, int]]]] = {
         (316, number(0) + number(0), {}),
         (316, number(0) + number(0), {}),
         (316, number(1) + optional(domain()), {}),
+        (316, number(0) + number(1 << 24) + domain(), {}),  # any number but 0 says that a value follows
         (316, number(26) + number(0), {}),
         (316, number(99) + number(0), {}),
         (317, number(1), {}),

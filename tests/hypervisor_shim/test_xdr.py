@@ -81,9 +81,15 @@ def test_a_count_that_lies_is_refused_before_the_first_member() -> None:
         xdr.Array(xdr.INT).read((16_384).to_bytes(4, "big") + bytes(400), 0, 404)
 
 
-def test_a_pointer_is_zero_or_one_and_a_parameter_tag_one_to_seven() -> None:
-    with pytest.raises(xdr.XdrError):
-        xdr.OPTIONAL_TEXT.read(b"\0\0\0\2\0\0\0\0", 0, 8)
+def test_a_pointer_is_zero_or_followed_by_a_value() -> None:
+    assert xdr.OPTIONAL_TEXT.read(b"\0\0\0\0", 0, 4) == (None, 4)
+    for there in (b"\0\0\0\1", b"\1\0\0\0"):  # the second is go-libvirt's
+        assert xdr.OPTIONAL_TEXT.read(there + bytes(4), 0, 8) == ("", 8)
+        with pytest.raises(xdr.XdrError):
+            xdr.OPTIONAL_TEXT.read(there, 0, 4)
+
+
+def test_a_parameter_has_a_tag_of_one_to_seven() -> None:
     for tag in (0, 8, 255):
         with pytest.raises(xdr.XdrError):
             xdr.TYPED_PARAM.read(bytes(4) + tag.to_bytes(4, "big") + bytes(8), 0, 16)

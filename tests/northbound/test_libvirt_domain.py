@@ -46,6 +46,12 @@ def test_a_bridge_that_a_cloud_names_is_a_segment(bridge: str, segment: str) -> 
     assert port.segment == segment
 
 
+def test_a_tap_of_a_cloud_that_names_no_bridge_may_be_a_segments() -> None:
+    text = ON_BRIDGE.replace("'bridge'", "'ethernet'").replace("<source bridge='{}'/>", "<target dev='{}'/>")
+    (port,) = to_domain(parse_domain(text.format("tap1c9d1b2e-9d")), {}, {"tap*": "blue"}).ports
+    assert port.segment == "blue"
+
+
 def test_a_bridge_of_no_segment_is_refused_with_where_to_list_it() -> None:
     with pytest.raises(NicagentError, match=r"bridge 'br0' is that of no segment.*segments\.NAME\.bridges"):
         to_domain(parse_domain(ON_BRIDGE.format("br0")), {}, {"na-br100": "blue"})

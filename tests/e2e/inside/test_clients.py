@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from images.clients import GO_PROGRAM
 from tests.clients.programs import eventually, program, run, running
 from tests.e2e.harness import Agent, lab_directory, make_agents
 
@@ -73,3 +74,9 @@ def test_a_server_is_installed_watched_edited_cloned_and_removed(agent: Agent, h
     for name in ("web", "web-2"):
         agent.virsh("undefine", name, "--remove-all-storage")
     assert agent.virsh("list", "--all") == "" and ".qcow2" not in agent.virsh("vol-list", "default")
+
+
+@pytest.mark.skipif(not GO_PROGRAM.exists(), reason="python3 -m images.clients go builds it")
+def test_what_terraforms_provider_calls_is_served_through_its_own_library(agent: Agent, home: Path) -> None:
+    said = run([GO_PROGRAM, agent.directory / "run/libvirt-sock", "default", "blue"], home)
+    assert said.splitlines()[-1] == "leave", said
