@@ -28,6 +28,7 @@ from nicagent.console.serial import SerialConsole
 from nicagent.controller import Controller
 from nicagent.counters import Counters
 from nicagent.errors import Kind, NicagentError
+from nicagent.filters import Filters
 from nicagent.hostlink.contract import GuestLink
 from nicagent.hostlink.qga import QgaLink
 from nicagent.inventories import Inventories
@@ -106,7 +107,9 @@ async def _serve(
     )
     segments = Segments(config, store)
     await segments.load(_boot_id(), await _segments_in_use(store))
-    network = _make_network(config, segments, run_dir)
+    filters = Filters(store)
+    await filters.load()
+    network = _make_network(config, segments, filters, run_dir)
     consoles = _make_consoles(config, state_dir)
     host_uuid = await _host_uuid(store)
     pools = Pools(config, store)
@@ -147,13 +150,14 @@ async def _serve(
     controller = Controller(store, parts, identity.exports, files, segments)
     await controller.load()
     segments.who_uses(controller.users_of_segment)
+    filters.serve(controller.ports, network.refilter if network is not None else None)
 
     control = ControlFace(controller, consoles)
     volumes = Volumes(pools, functools.partial(running_disks, controller))
     counters = Counters(controller, guests, lambda: pools.directories)
     hosts = Hosts(consoles, guests, counters, _make_front(config, screens, displays))
     libvirt = LibvirtFace(
-        config, controller, segments, pools, volumes, hosts, host_uuid, sockets, inventories, keyring
+        config, controller, segments, filters, pools, volumes, hosts, host_uuid, sockets, inventories, keyring
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -251,12 +255,14 @@ async def _segments_in_use(store: Store) -> set[str]:
     return {binding.port.segment for run in runs for binding in run.bindings}
 
 
-def _make_network(config: Config, segments: Segments, run_dir: Path) -> NetworkDriver | None:
+def _make_network(
+    config: Config, segments: Segments, filters: Filters, run_dir: Path
+) -> NetworkDriver | None:
     if config.overlay is None:
         return None
     from nicagent.network.overlay import OverlayNetwork
 
-    return OverlayNetwork(config.overlay, segments.active, run_dir)
+    return OverlayNetwork(config.overlay, segments.active, run_dir, filters.known)
 
 
 def _make_consoles(config: Config, state_dir: Path) -> dict[str, SerialConsole]:

@@ -27,6 +27,7 @@ from nicagent.model import (
     ExportStatus,
     HostState,
     HostStatus,
+    PortBinding,
     PortStatus,
     Power,
     PowerAction,
@@ -208,6 +209,10 @@ class Controller:
     def users_of_segment(self, name: str) -> list[str]:
         """Who has a port on a segment, in words."""
         return self._domains.users_of_segment(name)
+
+    def ports(self) -> list[tuple[str, PortBinding]]:
+        """Every port that there is, and whose it is, in words."""
+        return self._domains.ports()
 
     def _walker(self, name: str) -> Walker:
         walker = self._walkers.get(name)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from nicagent.errors import Kind, NicagentError, Thing
-from nicagent.model import Domain, DomainEvent, DomainStatus, HostState
+from nicagent.model import Domain, DomainEvent, DomainStatus, HostState, PortBinding
 from nicagent.store import HostRecord, Run, Store
 from nicagent.walker import Walker
 
@@ -131,6 +131,14 @@ class Domains:
         for uuid in self._host_of:
             if uuid not in self._defined:
                 yield self.definition(uuid)
+
+    def ports(self) -> list[tuple[str, PortBinding]]:
+        """Every port that there is, and whose it is, in words."""
+        return [
+            (f"domain {status.domain.name} on {status.host}", binding)
+            for status in self.all()
+            for binding in status.bindings
+        ]
 
     def users_of_segment(self, name: str) -> list[str]:
         """Who has a port on a segment, in words."""

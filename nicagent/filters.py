@@ -1,140 +1,174 @@
-"""libvirt's well-known network filters, and what the guard of a port does of each.
+"""The owner of network filters: libvirt's well-known ones, and those that clients define.
 
-A port is guarded whether a filter is named or not (`network.guard`), so most filters say what is so anyway;
-two ask for more, and the guard does that for the ports that name them. A filter that would open what the
-guard keeps closed is refused when a domain is defined. Filters of a client's own are not taken yet.
+A client's filter lies in the store. One that ports of running domains use may be replaced (their rules change
+at once, all together or not at all), and may not be forgotten.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable
 
 from nicagent.errors import Kind, NicagentError, Thing
+from nicagent.filter_rules import Filter, check
+from nicagent.filter_tree import expand, leads_back, reached, variables_of
+from nicagent.filters_builtin import BUILT_IN, EVERY_PORT, REFUSED
+from nicagent.model import Cause, PortBinding
+from nicagent.store import Store
 
-EVERY_PORT = "clean-traffic"  # what is true of every port, whether it was asked for or not
-NO_IP_MULTICAST = "no-ip-multicast"
-NO_MAC_BROADCAST = "no-mac-broadcast"
+log = logging.getLogger("nicagent.filters")
 
-_IDS = uuid.UUID("0b3a1c52-2f0b-4d53-9a0d-6e6963666c74")
+KIND = "nwfilter"  # of the objects in the store
+FILTERS_MAX = 1024  # of clients
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule in nwfilter's words: what passes ("return" to the filter that refers to this one, "accept")
-    or is dropped. `direction`: "out" from the host, "in" to it. `match`: attributes of `protocol`."""
-
-    action: str
-    direction: str
-    protocol: str = ""  # empty: every frame
-    match: tuple[tuple[str, str], ...] = ()
-    priority: int = 500
+# The ports that there are, each with whose it is in words
+Ports = Callable[[], Iterable[tuple[str, PortBinding]]]
+# Bring the rules of all ports to what their filters say by now
+Apply = Callable[[], Awaitable[None]]
 
 
-@dataclass(frozen=True)
-class Filter:
-    """A filter that the guard does. `refers` are the names of the filters that it is made of."""
+class Filters:
+    """All filters of one agent. Reading answers from memory; an acting call returns once it is durable and
+    the ports are as it says.
+    """
 
-    name: str
-    chain: str = "root"
-    rules: tuple[Rule, ...] = ()
-    refers: tuple[str, ...] = ()
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changing = asyncio.Lock()
+        self._ports: Ports = tuple
+        self._apply: Apply | None = None
+        #: Every filter by name, for the network driver: changes in place.
+        self.known: dict[str, Filter] = dict(BUILT_IN)
 
-    @property
-    def uuid(self) -> str:
-        """The same on every agent."""
-        return str(uuid.uuid5(_IDS, self.name))
+    async def load(self) -> None:
+        """Read the store."""
+        self.known.update({each.name: each for each in await self._store.objects(KIND, Filter)})
+        self.known.update(BUILT_IN)
 
+    def serve(self, ports: Ports, apply: Apply | None) -> None:
+        """Where the ports are, and how their rules change; None where there is no network."""
+        self._ports, self._apply = ports, apply
 
-def _out(action: str, protocol: str = "", priority: int = 500, /, **match: str) -> Rule:
-    return Rule(action, "out", protocol, tuple(match.items()), priority)
+    def all(self) -> list[Filter]:
+        """Every filter, by name."""
+        return sorted(self.known.values(), key=lambda filter: filter.name)
 
-
-_DROP_OUT = _out("drop", "", 1000)
-
-BUILT_IN: Mapping[str, Filter] = {
-    each.name: each
-    for each in (
-        Filter("allow-arp", "arp", (Rule("accept", "inout"),)),
-        Filter(
-            "allow-dhcp",
-            "ipv4",
-            (
-                _out("accept", "ip", srcipaddr="0.0.0.0", dstipaddr="255.255.255.255", protocol="udp",  # noqa: S104
-                     srcportstart="68", dstportstart="67"),
-                Rule("accept", "in", "ip",
-                     (("protocol", "udp"), ("srcportstart", "67"), ("dstportstart", "68"))),
-            ),
-        ),
-        Filter("allow-incoming-ipv4", "ipv4", (Rule("accept", "in"),)),
-        Filter("allow-ipv4", "ipv4", (Rule("accept", "inout"),)),
-        Filter(
-            "no-arp-ip-spoofing",
-            "arp",
-            (
-                _out("return", "arp", 400, arpsrcipaddr="$IP"),
-                _out("return", "arp", 410, arpsrcipaddr="0.0.0.0"),  # noqa: S104
-                _DROP_OUT,
-            ),
-        ),
-        Filter("no-arp-mac-spoofing", "arp", (_out("return", "arp", 350, arpsrcmacaddr="$MAC"), _DROP_OUT)),
-        Filter("no-arp-spoofing", "root", refers=("no-arp-mac-spoofing", "no-arp-ip-spoofing")),
-        Filter("no-ip-spoofing", "ipv4", (
-            _out("return", "ip", 100, srcipaddr="0.0.0.0", protocol="udp"),  # noqa: S104
-            _out("return", "ip", srcipaddr="$IP"),
-            _DROP_OUT,
-        )),
-        Filter("no-ipv6-spoofing", "ipv6", (_DROP_OUT,)),  # a port has no IPv6 address yet
-        Filter("no-mac-spoofing", "mac", (_out("return", "mac", srcmacaddr="$MAC"), _DROP_OUT)),
-        Filter("no-other-l2-traffic", "root", (
-            _out("accept", "mac", 100, protocolid="ipv4"),
-            _out("accept", "mac", 110, protocolid="arp"),
-            _DROP_OUT,
-        )),
-        Filter("no-other-rarp-traffic", "rarp", (_DROP_OUT,)),
-        Filter(EVERY_PORT, "root", refers=(
-            "no-mac-spoofing", "no-ip-spoofing", "no-arp-spoofing", "allow-incoming-ipv4",
-            "no-other-l2-traffic", "no-other-rarp-traffic",
-        )),
-        Filter("vdsm-no-mac-spoofing", "root", refers=("no-mac-spoofing", "no-arp-mac-spoofing")),
-        Filter(NO_IP_MULTICAST, "ipv4", (
-            _out("drop", "ip", dstipaddr="224.0.0.0", dstipmask="240.0.0.0"),
-        )),
-        Filter(NO_MAC_BROADCAST, "ipv4", (
-            _out("drop", "mac", dstmacaddr="ff:ff:ff:ff:ff:ff"),
-        )),
-    )
-}  # fmt: skip
-
-_NO_IPV6 = "a port has no IPv6 address yet, so the guard drops IPv6"
-_AGENT_SERVES = "DHCP on a segment is the agent's, and the guard drops what anybody else answers"
-
-#: Known to libvirt's users, and beyond the guard: name → why.
-REFUSED: Mapping[str, str] = {
-    "allow-dhcp-server": _AGENT_SERVES,
-    "allow-dhcpv6-server": _AGENT_SERVES,
-    "allow-dhcpv6": _NO_IPV6,
-    "allow-ipv6": _NO_IPV6,
-    "allow-incoming-ipv6": _NO_IPV6,
-    "no-ipv6-multicast": _NO_IPV6,
-    "clean-traffic-gateway": "a port is not confined to one gateway: it reaches all of its segment",
-    "qemu-announce-self": "no QEMU stands at the port of a server, so none announces itself",
-    "qemu-announce-self-rarp": "no QEMU stands at the port of a server, so none announces itself",
-}
-
-
-def check(name: str, where: str) -> None:
-    """A port may name this filter. Raises UNSUPPORTED with the reason, NOT_FOUND for an unknown one."""
-    if name in BUILT_IN:
-        return
-    if name in REFUSED:
+    def require(self, name: str, where: str) -> None:
+        """A port may name this filter. Raises UNSUPPORTED with the reason, NOT_FOUND for an unknown one."""
+        if name in self.known:
+            return
+        if name in REFUSED:
+            raise NicagentError(
+                Kind.UNSUPPORTED, f"{where}: filter '{name}': {REFUSED[name]}", "leave the filter out"
+            )
         raise NicagentError(
-            Kind.UNSUPPORTED, f"{where}: filter '{name}': {REFUSED[name]}", "leave the filter out"
+            Kind.NOT_FOUND,
+            f"{where}: no nwfilter with matching name '{name}'",
+            "see virsh nwfilter-list",
+            of=Thing.FILTER,
         )
-    raise NicagentError(
-        Kind.NOT_FOUND,
-        f"{where}: no nwfilter with matching name '{name}'",
-        "see virsh nwfilter-list",
-        of=Thing.FILTER,
-    )
+
+    async def define(self, filter: Filter, cause: Cause) -> Filter:
+        """Make a filter durable, and hold the ports to it that have it.
+
+        Raises EXISTS (name or UUID of another), UNSUPPORTED and INVALID (what a port cannot be held to; it
+        would refer to itself), NO_SPACE, and what the network driver says: then nothing has changed.
+        """
+        async with self._changing:
+            self._check(filter)
+            old = self.known.get(filter.name)
+            if filter == old:
+                return filter
+            users = self._users(filter.name)
+            for who, binding in users:
+                self._check_port({**self.known, filter.name: filter}, who, binding)
+            await self._store.put_object(KIND, filter.uuid, filter.name, filter)
+            self.known[filter.name] = filter
+            try:
+                await self._tell_ports(users)
+            except NicagentError:
+                await self._take_back(filter, old)
+                raise
+        log.info("filter %s defined (%s)", filter.name, cause)
+        return filter
+
+    async def undefine(self, uuid: str, cause: Cause) -> None:
+        """Forget a filter. Raises NOT_FOUND, UNSUPPORTED (a built-in one), WRONG_STATE (in use)."""
+        async with self._changing:
+            filter = next((each for each in self.known.values() if each.uuid == uuid), None)
+            if filter is None:
+                raise NicagentError(
+                    Kind.NOT_FOUND, f"no nwfilter with matching uuid '{uuid}'", of=Thing.FILTER
+                )
+            _refuse_built_in(filter.name, "undefined")
+            users = self._users(filter.name)
+            if users:
+                who = ", ".join(sorted({who for who, _ in users}))
+                raise NicagentError(Kind.WRONG_STATE, f"nwfilter is in use: '{filter.name}' by {who}")
+            await self._store.drop_object(KIND, filter.uuid)
+            del self.known[filter.name]
+        log.info("filter %s undefined (%s)", filter.name, cause)
+
+    def _check(self, filter: Filter) -> None:
+        _refuse_built_in(filter.name, "changed")
+        same = next((each for each in self.known.values() if each.uuid == filter.uuid), None)
+        if same is not None and same.name != filter.name:
+            raise NicagentError(
+                Kind.EXISTS,
+                f"filter with same UUID but different name ('{same.name}') already exists",
+                of=Thing.FILTER,
+            )
+        named = self.known.get(filter.name)
+        if named is not None and named.uuid != filter.uuid:
+            raise NicagentError(
+                Kind.EXISTS, f"filter '{named.name}' already exists with uuid {named.uuid}", of=Thing.FILTER
+            )
+        if leads_back(filter, self.known):
+            raise NicagentError(Kind.INVALID, "filter would introduce a loop")
+        if named is None and len(self.known) - len(BUILT_IN) >= FILTERS_MAX:
+            raise NicagentError(Kind.NO_SPACE, f"there are {FILTERS_MAX} filters already")
+        check(filter)
+        for name in filter.refers:
+            if name in REFUSED and name not in self.known:
+                self.require(name, f"filter '{filter.name}'")
+
+    def _users(self, name: str) -> list[tuple[str, PortBinding]]:
+        """The ports whose filter is this one, or refers to it."""
+        return [
+            (who, binding)
+            for who, binding in self._ports()
+            if (own := self.known.get(binding.port.filter or EVERY_PORT)) is not None
+            and (own.name == name or name in reached(own, self.known))
+        ]
+
+    @staticmethod
+    def _check_port(known: dict[str, Filter], who: str, binding: PortBinding) -> None:
+        assert binding.port.filter is not None
+        try:
+            expand(binding.port.filter, known, variables_of(binding))
+        except NicagentError as e:
+            raise NicagentError(e.kind, f"{who} cannot have it: {e.message}", e.hint, of=e.of) from None
+
+    async def _tell_ports(self, users: list[tuple[str, PortBinding]]) -> None:
+        if users and self._apply is not None:
+            await self._apply()
+
+    async def _take_back(self, filter: Filter, old: Filter | None) -> None:
+        if old is None:
+            await self._store.drop_object(KIND, filter.uuid)
+            del self.known[filter.name]
+        else:
+            await self._store.put_object(KIND, old.uuid, old.name, old)
+            self.known[filter.name] = old
+        with contextlib.suppress(NicagentError):  # the first failure is the one to report
+            assert self._apply is not None
+            await self._apply()
+
+
+def _refuse_built_in(name: str, verb: str) -> None:
+    if name in BUILT_IN:
+        raise NicagentError(
+            Kind.UNSUPPORTED, f"filter '{name}' is the agent's own guard and cannot be {verb}"
+        )

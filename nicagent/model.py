@@ -120,7 +120,8 @@ class Port:
     ipv4: str | None = None  # the one address it may use; None: the agent allots one of the segment's
     boot_order: int | None = None
     link: bool = True  # False: it is there and dark
-    filter: str | None = None  # one of `filters.BUILT_IN`; None: the guard of every port
+    filter: str | None = None  # by name; None: the guard of every port
+    parameters: tuple[tuple[str, tuple[str, ...]], ...] = ()  # values of the filter's variables
 
 
 class Sharing(StrEnum):

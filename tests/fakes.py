@@ -166,6 +166,9 @@ class BodyNetwork(NetworkDriver):
     async def status(self, host: str) -> tuple[PortStatus, ...]:
         return tuple(PortStatus(b.port.name, b.device, True) for b in self.bodies[host].bindings)
 
+    async def refilter(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 

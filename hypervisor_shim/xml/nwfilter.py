@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from xml.etree.ElementTree import Element, SubElement
 
@@ -84,7 +85,7 @@ def parse_filter(xml: str) -> FilterDef:
         elif child.tag == "filterref":
             root.append(_reference(child))
     references = tuple(each.get("filter", "") for each in root.iterfind("filterref"))
-    return FilterDef(name, uuid, chain, references, root)
+    return FilterDef(name, uuid, chain, int(root.get("priority", "0")), references, root)
 
 
 def format_filter(definition: FilterDef, uuid: bytes) -> str:
@@ -97,7 +98,12 @@ def format_filter(definition: FilterDef, uuid: bytes) -> str:
 
 
 def format_binding(
-    *, owner: tuple[str, str], port: str, mac: str, filter: str, parameters: dict[str, str]
+    *,
+    owner: tuple[str, str],
+    port: str,
+    mac: str,
+    filter: str,
+    parameters: Mapping[str, Sequence[str]],
 ) -> str:
     """A `<filterbinding>` document. `owner`: name and UUID of the domain."""
     root = Element("filterbinding")
@@ -106,8 +112,9 @@ def format_binding(
     SubElement(root, "portdev", name=port)
     SubElement(root, "mac", address=mac)
     reference = SubElement(root, "filterref", filter=filter)
-    for name, value in parameters.items():
-        SubElement(reference, "parameter", name=name, value=value)
+    for name, values in parameters.items():
+        for value in values:
+            SubElement(reference, "parameter", name=name, value=value)
     return write_element(root)
 
 

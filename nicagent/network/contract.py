@@ -6,10 +6,13 @@ Declarative like storage. An implementation **must**
 - open a port only after its guard is in place, and take the guard away only after the port is closed;
 - let a port send only with its own MAC and IPv4 address (ARP included), serve no DHCP from it, and keep its
   own DHCP answers from leaving the agent;
+- hold a port to its own filter as well, where it names one that is more than that (`filters.Filters`), from
+  before it opens, and to what that filter says by now once `refilter` returns;
 - answer the host's DHCP on the agent: the one address of its binding, the segment's MTU;
 - survive the agent: kernel state stays when the agent dies, and is found again.
 
-Errors: NOT_FOUND (segment, device), UNAVAILABLE (missing program, no privilege, kernel lacks the feature).
+Errors: NOT_FOUND (segment, device, filter), INVALID and UNSUPPORTED (a filter and its variables), UNAVAILABLE
+(missing program, no privilege, kernel lacks the feature).
 """
 
 from __future__ import annotations
@@ -59,6 +62,10 @@ class NetworkDriver(abc.ABC):
     @abc.abstractmethod
     async def status(self, host: str) -> tuple[PortStatus, ...]:
         """Facts and counters of the ports of `host`, from the host's point of view."""
+
+    @abc.abstractmethod
+    async def refilter(self) -> None:
+        """Filters have changed: bring the rules of all ports to what theirs say by now, in one step."""
 
     @abc.abstractmethod
     async def close(self) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from nicagent.config import Overlay, Segment
 from nicagent.dnsmasq import unprivileged_user
 from nicagent.errors import Kind, NicagentError
+from nicagent.filter_rules import Filter
 from nicagent.model import PortBinding
 from nicagent.network import dhcp
 from nicagent.network.contract import RESPONDER, bridge_name
 from nicagent.network.guard import Guard, Guards
 from nicagent.network.netlink import Link, Netlink, Vxlan, silence
+from nicagent.network.portfilter import Programs
 from nicagent.network.record import Found
 
 VXLAN_OVERHEAD = 50  # bytes: Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5)
@@ -57,11 +59,12 @@ def _segments(ports: Mapping[str, Wanted]) -> dict[int, Segment]:
 class Fabric:
     """The kernel side of one agent's overlay. Calls must not overlap: the owner holds a lock."""
 
-    def __init__(self, overlay: Overlay, folder: Path) -> None:
+    def __init__(self, overlay: Overlay, folder: Path, filters: Mapping[str, Filter]) -> None:
         self._overlay = overlay
         self._folder = folder
         self._netlink = Netlink()
         self._guards = Guards(overlay)
+        self._programs = Programs(filters)
         self._settled: dict[str, Wanted] = {}  # ports that this object has opened, and as what
 
     async def open(self) -> None:
@@ -132,6 +135,14 @@ class Fabric:
 
         await self._each(_segments(ports), (), forget_leases)
 
+    def check_filter(self, binding: PortBinding) -> None:
+        """The port's filter can be had. Raises NOT_FOUND, INVALID, UNSUPPORTED."""
+        self._programs.of(binding)
+
+    async def refilter(self, ports: Mapping[str, Wanted]) -> None:
+        """Bring the guards of these ports, which are all there are, to what their filters say by now."""
+        await self._guard(ports)
+
     async def _close_others(self, ports: Mapping[str, Wanted], found: dict[str, Found]) -> None:
         """Close every port but these, then take down every segment without one."""
         await self._close_ports(ports, found)
@@ -144,6 +155,7 @@ class Fabric:
                 for w in ports.values()
             ],
             [tunnel_name(vni) for vni in _segments(ports)],
+            self._programs.of_all(wanted.binding for wanted in ports.values()),
         )
 
     async def _each(

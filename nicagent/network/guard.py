@@ -27,8 +27,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nicagent.config import Overlay
-from nicagent.filters import NO_IP_MULTICAST, NO_MAC_BROADCAST
-from nicagent.network import underlay
+from nicagent.filters_builtin import NO_IP_MULTICAST, NO_MAC_BROADCAST
+from nicagent.network import portfilter, underlay
 from nicagent.network.contract import RESPONDER
 from nicagent.nft import ACCEPT, DROP, Json, Nft, field, match, meta
 
@@ -225,8 +225,11 @@ class Guards:
         self._overlay = overlay
         self._nft = Nft()
 
-    async def apply(self, guards: Iterable[Guard], tunnels: Iterable[str]) -> None:
-        """Make these the guards, in one transaction, and none at all if nothing changes.
+    async def apply(
+        self, guards: Iterable[Guard], tunnels: Iterable[str], filters: Mapping[str, portfilter.Compiled]
+    ) -> None:
+        """Make these the guards, and beside them the ports' own filters by device, in one transaction, and
+        none at all if nothing changes.
 
         Without guards and tunnels the tables go away.
         """
@@ -234,16 +237,27 @@ class Guards:
         commands = _commands(await self._table("bridge", TABLE), wanted)
         have = await self._table("inet", underlay.TABLE)
         commands += underlay.commands(have, self._overlay, wanted=bool(wanted["tunnels"]))
+        commands += portfilter.commands(await self._chains(portfilter.TABLE), filters)
         if commands:
             await self._run(commands, "change the guards of the ports")
 
     async def counters(self) -> dict[str, int]:
         """Frames dropped since the table is there, by counter; empty when it is not there."""
-        return {
-            item["counter"]["name"]: int(item["counter"]["packets"])
-            for item in await self._table("bridge", TABLE)
-            if "counter" in item
-        }
+        counted: dict[str, int] = {}
+        listed = await self._run([{"list": {"counters": {"family": "bridge"}}}], "read the guards of the ports")
+        for item in listed:
+            found = item.get("counter", {})
+            if found.get("table") in (TABLE, portfilter.TABLE):
+                counted[found["name"]] = counted.get(found["name"], 0) + int(found["packets"])
+        return counted
+
+    async def _chains(self, table: str) -> list[str]:
+        """The names of a table's chains. (Its sets may be long, and are not asked for.)"""
+        listed = await self._run(
+            [{"list": {"chains": {"family": "bridge"}}}], "read the guards of the ports"
+        )
+        chains = (item.get("chain", {}) for item in listed)
+        return [chain["name"] for chain in chains if chain.get("table") == table]
 
     async def _table(self, family: str, name: str) -> list[Json]:
         """What the kernel has of a table, as libnftables lists it; empty when it is not there."""

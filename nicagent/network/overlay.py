@@ -16,6 +16,8 @@ from pathlib import Path
 
 from nicagent.config import Overlay, Segment
 from nicagent.errors import Kind, NicagentError, Thing
+from nicagent.filter_rules import Filter
+from nicagent.filters_builtin import BUILT_IN
 from nicagent.model import PortBinding, PortStatus
 from nicagent.network import record
 from nicagent.network.contract import NetworkDriver, bridge_name
@@ -26,16 +28,22 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 class OverlayNetwork(NetworkDriver):
-    """All segments of one agent; one agent to a network namespace. `segments` are those that may carry ports;
-    their owner changes the mapping as clients do.
+    """All segments of one agent; one agent to a network namespace. `segments` are those that may carry ports,
+    `filters` those that ports may name; their owners change the mappings as clients do.
     """
 
-    def __init__(self, overlay: Overlay, segments: Mapping[str, Segment], run_dir: Path) -> None:
+    def __init__(
+        self,
+        overlay: Overlay,
+        segments: Mapping[str, Segment],
+        run_dir: Path,
+        filters: Mapping[str, Filter] = BUILT_IN,
+    ) -> None:
         for address in (overlay.local, *overlay.peers):
             _underlay_address(address)
         self._segments = segments
         self._folder = run_dir / "network"
-        self._fabric = Fabric(overlay, self._folder)
+        self._fabric = Fabric(overlay, self._folder, filters)
         self._record = record.Record()
         self._lock = asyncio.Lock()
 
@@ -63,6 +71,10 @@ class OverlayNetwork(NetworkDriver):
         async with self._lock:
             links = await self._fabric.links()
             return tuple(self._status(b, links) for b in self._record.ports.get(host, ()))
+
+    async def refilter(self) -> None:
+        async with self._lock:
+            await self._fabric.refilter(self._wanted())
 
     async def close(self) -> None:
         async with self._lock:
@@ -145,6 +157,7 @@ class OverlayNetwork(NetworkDriver):
                 )
             _check_addresses(binding, segment)
             _check_device(binding, links)
+            self._fabric.check_filter(binding)
             for claim in _claims(binding):
                 if claim in taken:
                     what, value, *_ = claim

@@ -41,6 +41,7 @@ from nicagent.console.serial import ConsoleSession, SerialConsole
 from nicagent.controller import Controller
 from nicagent.counters import Counters
 from nicagent.errors import Kind, NicagentError
+from nicagent.filters import Filters
 from nicagent.hostlink.contract import GuestLink
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
@@ -97,6 +98,7 @@ class MetalDriver(Driver):
         config: Config,
         controller: Controller,
         segments: Segments,
+        filters: Filters,
         pools: Pools,
         volumes: Volumes,
         hosts: Hosts,
@@ -106,6 +108,7 @@ class MetalDriver(Driver):
     ) -> None:
         self._config = config
         self._controller = controller
+        self._filters = filters
         self._consoles = hosts.consoles
         self._pools = pools.paths
         self._bridges = bridges_of(config.segments)
@@ -129,7 +132,7 @@ class MetalDriver(Driver):
         self.secrets = MetalSecrets(keyring, self._publish)
         self._unwatch_inventories = inventories.watch(self._on_inventory)
         self.snapshots = self._snapshots = MetalSnapshots(ground, self._block)
-        self.nwfilters = MetalNwFilters(controller)
+        self.nwfilters = MetalNwFilters(controller, filters)
         self.interfaces = MetalInterfaces(Netdevs())
         self.statistics = MetalStatistics(ground, hosts.counters)
         self._guest = self.guest = MetalGuest(ground, segments, hosts.guests)
@@ -309,9 +312,16 @@ class MetalDriver(Driver):
         whole = with_nic_macs(definition, self._config.hosts, taken)
         return to_domain(whole, self._pools, self._bridges)
 
+    def _with_filters(self, domain: Domain) -> Domain:
+        """The domain, whose ports name filters that there are."""
+        for number, port in enumerate(domain.ports):
+            if port.filter is not None:
+                self._filters.require(port.filter, f"interface {number}")
+        return domain
+
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
         with translated():
-            domain = self._domain(definition)
+            domain = self._with_filters(self._domain(definition))
             await self._controller.define(domain, cause_of(caller, "define"))
         return self._infos[definition.uuid]
 
@@ -330,7 +340,7 @@ class MetalDriver(Driver):
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
         _only_plain(flags)
         with translated():
-            domain = self._domain(definition)
+            domain = self._with_filters(self._domain(definition))
             await self._controller.create(domain, cause_of(caller, "create"))
         return self._infos[definition.uuid]
 

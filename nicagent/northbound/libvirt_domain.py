@@ -27,9 +27,9 @@ from hypervisor_shim.xml import domain_def
 from hypervisor_shim.xml.domain_def import DomainDef
 from hypervisor_shim.xml.domain_live import Live, Mirror
 from hypervisor_shim.xml.metadata import word
-from nicagent import filters
 from nicagent.config import Host, Segment
 from nicagent.errors import Kind, NicagentError, Thing
+from nicagent.filter_tree import parameters
 from nicagent.model import (
     Disk,
     Display,
@@ -186,7 +186,6 @@ def _port(number: int, interface: domain_def.Interface, bridges: Mapping[str, st
     segment = _segment(number, interface, bridges)
     address = None
     if interface.filter is not None:
-        filters.check(interface.filter.name, f"interface {number}")
         addresses = interface.filter.parameters.get(IP_PARAMETER, [])
         if len(addresses) > 1:
             raise NicagentError(Kind.UNSUPPORTED, f"interface {number}: more than one {IP_PARAMETER}")
@@ -206,6 +205,7 @@ def _port(number: int, interface: domain_def.Interface, bridges: Mapping[str, st
         interface.boot_order,
         interface.link != "down",
         interface.filter.name if interface.filter is not None else None,
+        parameters(interface.filter.parameters) if interface.filter is not None else (),
     )
 
 

@@ -20,6 +20,7 @@ from nicagent import config as settings
 from nicagent.config import Config
 from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
+from nicagent.filters import Filters
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
 from nicagent.northbound.libvirt import Hosts, MetalDriver
@@ -47,6 +48,7 @@ class LibvirtFace:
         config: Config,
         controller: Controller,
         segments: Segments,
+        filters: Filters,
         pools: Pools,
         volumes: Volumes,
         hosts: Hosts,
@@ -58,7 +60,7 @@ class LibvirtFace:
         self._config = config.libvirt
         self._sockets = sockets
         self._driver = MetalDriver(
-            config, controller, segments, pools, volumes, hosts, host_uuid, inventories, keyring
+            config, controller, segments, filters, pools, volumes, hosts, host_uuid, inventories, keyring
         )
         self._server = Server(self._driver, policy=policy(config.libvirt), audit=_audit)
 

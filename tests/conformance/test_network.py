@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from nicagent.filter_rules import Filter, Reference, Rule
 from nicagent.network.contract import RESPONDER
 from tests.network import netlab
 from tests.network.netlab import HONEST, MARK, AgentError, Lab, arp, ether, udp, vlan
@@ -141,6 +142,32 @@ def test_an_honest_host_may_probe_and_announce_its_address(lab: Lab) -> None:
     for sends in ("0.0.0.0", "10.100.0.11"):  # RFC 5227: probe, then announcement
         sender.send(arp(ONE, ONE, sends, "10.100.0.11"))
         assert receiver.hears(MARK), f"an ARP of RFC 5227 with sender {sends} does not arrive"
+
+
+def test_a_port_is_held_to_its_own_filter_as_well(lab: Lab) -> None:
+    agent, (host, other) = lab.agents[0], lab.hosts
+    lab.address_all()
+    refer = Reference("clean-traffic")
+    no_ping = Rule("drop", "out", "icmp", (("dstipaddr", other.ipv4),))
+    with pytest.raises(AgentError, match=r"not-found: referenced filter 'mine' is missing"):
+        agent.present(host.name, host.binding(filter="mine"))
+    assert host.ping(other.ipv4), "a request that was refused has changed something"
+    agent.filter(Filter("mine", "id", entries=(refer, no_ping)))
+    agent.present(host.name, host.binding(filter="mine"))
+    assert not host.ping(other.ipv4, 1), "what the filter drops passes"
+    assert agent.drops()["drop-filter"] > 0
+    agent.filter(Filter("mine", "id", entries=(refer,)))
+    assert host.ping(other.ipv4), "the filter allows it by now"
+    agent.filter(Filter("mine", "id", entries=(Rule("accept", "inout"),)))
+    sender, receiver = host.wire(), other.wire()
+    sender.send(udp(OTHER, "10.100.0.77", "10.100.0.255", (9, 9)))
+    sender.send(udp(ONE, "10.100.0.11", "10.100.0.255", (9, 9), HONEST))
+    assert not receiver.hears_before(MARK, HONEST), "a filter opened what the guard keeps closed"
+    agent.kill()
+    agent.start()
+    assert host.ping(other.ipv4), "the filter went with the agent"
+    agent.withdraw(host.name)
+    assert "nicagent" not in agent.netns.run("nft", "list", "tables"), "something of the tenant is left"
 
 
 def test_a_port_is_never_open_without_its_guard(lab: Lab) -> None:

@@ -23,9 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from pyroute2 import IPRoute
 
 from nicagent.config import Overlay, Segment
+from nicagent.filter_rules import Filter
 from nicagent.model import Port, PortBinding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +194,10 @@ class Agent:
     def status(self, host: str) -> list[dict[str, Any]]:
         return list(self.ask("status", host))
 
+    def filter(self, filter: Filter) -> None:
+        """Define a filter, or define it anew."""
+        self.ask("filter", msgspec.to_builtins(filter))
+
     def drops(self) -> dict[str, int]:
         return dict(self.ask("drops"))
 
@@ -228,11 +234,11 @@ class Host:
     name: str
     segment: str = "blue"
 
-    def binding(self, **changes: str) -> PortBinding:
+    def binding(self, *, filter: str | None = None, **changes: str) -> PortBinding:
         """The port that belongs to this host."""
         values = {"device": self.device, "mac": self.mac, "ipv4": self.ipv4, "hostname": self.name} | changes
         segment = values.pop("segment", self.segment)
-        return PortBinding(Port("port0", segment, values["mac"], values["ipv4"]), **values)
+        return PortBinding(Port("port0", segment, values["mac"], values["ipv4"], filter=filter), **values)
 
     def dhcp(self, *options: str, tries: int = 4) -> dict[str, str]:
         """Get a lease by busybox's udhcpc and apply it; empty when nobody offers one."""

@@ -34,6 +34,7 @@ GREEN = f"""\
   </ip>
 </network>
 """
+FILTER = "<filter name='mine'><rule action='drop' direction='out'>%s</rule></filter>"
 OPEN_VNI = "<network><name>lime</name><ip address='10.3.0.1' prefix='24'/></network>"
 HOST = """
 [hosts.metal-2]
@@ -136,7 +137,9 @@ def test_what_cannot_be_true_is_refused_with_libvirts_code(agent: Agent) -> None
         (67, lambda: connection.networkDefineXML(nat)),
         (84, lambda: connection.interfaceLookupByName("lo").destroy(0)),
         (84, lambda: connection.nwfilterLookupByName("clean-traffic").undefine()),
-        (67, lambda: connection.nwfilterDefineXML("<filter name='mine'/>")),
+        (67, lambda: connection.nwfilterDefineXML("<filter name='clean-traffic'/>")),
+        (67, lambda: connection.nwfilterDefineXML(FILTER % "<tcp connlimit-above='3'/>")),
+        (9, lambda: connection.nwfilterDefineXML("<filter name='a'><filterref filter='a'/></filter>")),
     ):
         with pytest.raises(libvirt.libvirtError) as caught:
             call()
@@ -161,7 +164,7 @@ def test_a_domain_that_names_what_is_not_there_is_told_so(agent: Agent) -> None:
     assert caught.value.get_error_code() == 43, caught.value
     domain.undefine()
     xml = domain_xml("filtered", None, segment="green")
-    for name, code in (("nobodys", 62), ("allow-dhcp-server", 67)):
+    for name, code in (("nobodys", 62), ("allow-ipv6", 67)):
         with pytest.raises(libvirt.libvirtError) as caught:
             connection.defineXML(xml.replace("</interface>", f"<filterref filter='{name}'/></interface>"))
         assert caught.value.get_error_code() == code, caught.value
@@ -206,5 +209,41 @@ def test_the_filters_that_the_guard_does_are_listed_and_shown(agent: Agent) -> N
     for name in ("clean-traffic", "no-mac-spoofing", "no-ip-spoofing", "no-arp-spoofing", "allow-dhcp"):
         assert name in listed
         assert f"<filter name='{name}'" in agent.virsh("nwfilter-dumpxml", name)
-    same = agent.virsh("nwfilter-dumpxml", "vdsm-no-mac-spoofing")
-    agent.virsh("nwfilter-define", file(agent, same))  # vdsm does that at every start
+
+
+VDSM = """\
+<filter name='vdsm-no-mac-spoofing' chain='root'>
+  <uuid>11111111-1111-1111-1111-11111111111f</uuid>
+  <filterref filter='no-mac-spoofing'/><filterref filter='no-arp-mac-spoofing'/>%s
+</filter>
+"""
+
+
+def test_a_filter_of_a_clients_own_holds_the_port_and_follows_its_definition(agent: Agent) -> None:
+    def rules() -> str:
+        return inside(agent, "nft", "list", "table", "bridge", "nicagent_filters")
+
+    value = "<parameter name='TO' value='10.9.9.9'/>"
+    guarded = f"<filterref filter='vdsm-no-mac-spoofing'>{value}</filterref></interface>"
+    agent.virsh("nwfilter-define", file(agent, VDSM % ""))
+    xml = domain_xml("held", None, host="metal-2", segment="blue").replace("</interface>", guarded)
+    agent.virsh("define", file(agent, xml))
+    agent.virsh("start", "held")
+    assert MAC in rules() and "10.9.9.9" not in rules()
+    assert "value='10.9.9.9'" in agent.virsh("nwfilter-binding-dumpxml", "port0")
+    assert "nwfilter is in use" in refused(agent, "nwfilter-undefine", "vdsm-no-mac-spoofing")
+
+    more = "<rule action='drop' direction='out'><tcp dstipaddr='$%s'/></rule>"
+    assert "no value for OTHER" in refused(agent, "nwfilter-define", file(agent, VDSM % (more % "OTHER")))
+    assert "OTHER" not in agent.virsh("nwfilter-dumpxml", "vdsm-no-mac-spoofing")
+    agent.virsh("nwfilter-define", file(agent, VDSM % (more % "TO")))
+    assert "10.9.9.9" in rules(), "a filter was replaced, and its port does as before"
+
+    agent.kill()
+    agent.start()
+    assert "10.9.9.9" in rules() and "$TO" in agent.virsh("nwfilter-dumpxml", "vdsm-no-mac-spoofing")
+    agent.virsh("destroy", "held")
+    assert "nicagent_filters" not in inside(agent, "nft", "list", "tables"), "something of the tenant is left"
+    agent.virsh("undefine", "held")
+    agent.virsh("nwfilter-undefine", "vdsm-no-mac-spoofing")
+    assert "vdsm" not in agent.virsh("nwfilter-list")
