@@ -244,7 +244,9 @@ class Guards:
     async def counters(self) -> dict[str, int]:
         """Frames dropped since the table is there, by counter; empty when it is not there."""
         counted: dict[str, int] = {}
-        listed = await self._run([{"list": {"counters": {"family": "bridge"}}}], "read the guards of the ports")
+        listed = await self._run(
+            [{"list": {"counters": {"family": "bridge"}}}], "read the guards of the ports"
+        )
         for item in listed:
             found = item.get("counter", {})
             if found.get("table") in (TABLE, portfilter.TABLE):
@@ -253,9 +255,7 @@ class Guards:
 
     async def _chains(self, table: str) -> list[str]:
         """The names of a table's chains. (Its sets may be long, and are not asked for.)"""
-        listed = await self._run(
-            [{"list": {"chains": {"family": "bridge"}}}], "read the guards of the ports"
-        )
+        listed = await self._run([{"list": {"chains": {"family": "bridge"}}}], "read the guards of the ports")
         chains = (item.get("chain", {}) for item in listed)
         return [chain["name"] for chain in chains if chain.get("table") == table]
 
