@@ -9,7 +9,7 @@ from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.calls.domain import metadata_kind
 from hypervisor_shim.driver import Impact
 from hypervisor_shim.driver.base import served
-from hypervisor_shim.driver.network import NetworkInfo, Networks, Update, invalid_network
+from hypervisor_shim.driver.network import NetworkInfo, Networks, invalid_network
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error, uuid_text
 from hypervisor_shim.frame import NONNULL_NETWORK
 from hypervisor_shim.procedures import Kind, Procedure
@@ -27,6 +27,7 @@ from hypervisor_shim.xdr import (
     Record,
 )
 from hypervisor_shim.xml.network import parse_network
+from hypervisor_shim.xml.network_update import parse_update
 
 Ref = tuple[str, bytes]  # name and UUID, as the client sent them
 PortRef = tuple[Ref, bytes]
@@ -252,7 +253,8 @@ async def _update(
     # libvirt's client swaps command and section unless the server has feature 16, as this one has.
     networks, info = _find(session, ref, "virNetworkUpdate")
     impact = _impact(info, flags, "virNetworkUpdate")
-    await networks.update_network(session.caller, info.uuid, Update(command, section, index, xml), impact)
+    update = await parsed(parse_update, xml, command=command, section=section, index=index, name=info.name)
+    await networks.update_network(session.caller, info.uuid, update, impact)
 
 
 async def _set_metadata(

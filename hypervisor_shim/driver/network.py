@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from hypervisor_shim.driver.facts import Caller, Impact, MetadataKind
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
@@ -56,12 +57,13 @@ class Command(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Update:
     """A change of one element of a network. `section`: libvirt's number of the kind of element (4: a DHCP
-    host); `index`: which `<ip>` it is under, -1 for the one that fits."""
+    host); `index`: which `<ip>` it is under, -1 for the one that fits; `element`: what was sent, as
+    `xml.network_update.parse_update` has read it."""
 
-    command: int
+    command: Command
     section: int
     index: int
-    xml: str
+    element: Element
 
 
 class Networks(ABC):

@@ -21,40 +21,53 @@ _NAMES = (
 DHCP_HOST, DHCP_RANGE = 4, 5
 _FORWARD_INTERFACE, _PORTGROUP = 7, 9
 _DNS = {10: "host", 11: "txt", 12: "srv"}
+#: The element that an update of a section sends.
+_ELEMENTS = {
+    DHCP_HOST: "host",
+    DHCP_RANGE: "range",
+    _FORWARD_INTERFACE: "interface",
+    _PORTGROUP: "portgroup",
+    **_DNS,
+}
 
 Same = Callable[[Element, Element], bool]
 
 
-def updated(definition: NetworkDef, update: Update) -> NetworkDef:
-    """The definition after the update. Raises as libvirtd does: OPERATION_INVALID (55) where an element is
-    not there or is there already, OPERATION_UNSUPPORTED (84) for sections that never change."""
-    root, name = deepcopy(definition.tree), definition.name
-    section = update.section
+def parse_update(xml: str, *, command: int, section: int, index: int, name: str) -> Update:
+    """What a client asks of the network of that name. Raises OPERATION_UNSUPPORTED (84) for sections that
+    never change and commands that there are not, XML_DETAIL (35) and XML_ERROR (27) for the document."""
     if section not in range(1, len(_NAMES)):
         raise _unsupported("can't update unrecognized section of network")
     if section in (1, 2, 3, 6, 8):
         raise _unsupported(f"can't update '{_NAMES[section]}' section of network '{name}'")
-    if update.command not in set(Command):
-        raise _unsupported(f"unrecognized network update command code {update.command}")
-    command = Command(update.command)
-    sent = read_document(update.xml, "network_update_xml", Origin.NETWORK)
+    if command not in set(Command):
+        raise _unsupported(f"unrecognized network update command code {command}")
+    sent = read_document(xml, "network_update_xml", Origin.NETWORK)
+    return Update(Command(command), section, index, _expect(sent, _ELEMENTS[section]))
+
+
+def updated(definition: NetworkDef, update: Update) -> NetworkDef:
+    """The definition after the update. Raises as libvirtd does: OPERATION_INVALID (55) where an element is
+    not there or is there already."""
+    root, name = deepcopy(definition.tree), definition.name
+    command, section, sent = update.command, update.section, deepcopy(update.element)
     if section == DHCP_HOST:
-        _dhcp_host(root, definition, command, update.index, _expect(sent, "host"))
+        _dhcp_host(root, definition, command, update.index, sent)
     elif section == DHCP_RANGE:
-        _dhcp_range(root, definition, command, update.index, _expect(sent, "range"))
+        _dhcp_range(root, definition, command, update.index, sent)
     elif section == _PORTGROUP:
-        _change(root, command, _expect(sent, "portgroup"), _by("name"), "portgroup", name)
+        _change(root, command, sent, _by("name"), "portgroup", name)
     elif section == _FORWARD_INTERFACE:
         forward = root.find("forward")
         if forward is None:
             raise invalid_network(f"network '{name}' has no forward element")
-        _change(forward, command, _expect(sent, "interface"), _by("dev"), "forward interface", name)
+        _change(forward, command, sent, _by("dev"), "forward interface", name)
     else:
         dns = root.find("dns")
         if dns is None:
             dns = place(root, "dns")
         key = "ip" if _DNS[section] == "host" else "name" if _DNS[section] == "txt" else "service"
-        _change(dns, command, _expect(sent, _DNS[section]), _by(key), f"DNS {_DNS[section].upper()}", name)
+        _change(dns, command, sent, _by(key), f"DNS {_DNS[section].upper()}", name)
         if not len(dns):
             root.remove(dns)
     return describe(root)

@@ -118,12 +118,12 @@ def _backing(element: Element | None) -> Backing | None:
 
 @dataclass(frozen=True, slots=True)
 class Timestamps:
-    """Seconds since 1970 with nine decimals, as text; `btime` "0" where the file system has none."""
+    """Seconds since 1970 with nine decimals, as text; `btime` None where it is not known."""
 
     atime: str
     mtime: str
     ctime: str
-    btime: str = "0"
+    btime: str | None = None
 
 
 def format_volume(
@@ -150,7 +150,9 @@ def format_volume(
     if timestamps is not None:
         times = SubElement(target, "timestamps")
         for tag in ("atime", "mtime", "ctime", "btime"):
-            SubElement(times, tag).text = getattr(timestamps, tag)
+            text = getattr(timestamps, tag)
+            if text is not None:
+                SubElement(times, tag).text = text
     if definition.compat is not None:
         SubElement(target, "compat").text = definition.compat
     if definition.cluster_size is not None:

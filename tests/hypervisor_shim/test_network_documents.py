@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypervisor_shim.driver.network import Update
 from hypervisor_shim.errors import LibvirtError
 from hypervisor_shim.xml.interface import format_interface, parse_interface
 from hypervisor_shim.xml.network import format_network, parse_network
-from hypervisor_shim.xml.network_update import updated
+from hypervisor_shim.xml.network_update import parse_update, updated
 from hypervisor_shim.xml.nwfilter import PROTOCOLS, format_filter, parse_filter
 
 #: Enough to meet every branch many times over; the fuzzer goes deeper.
@@ -142,7 +141,8 @@ def test_an_update_changes_or_is_refused(command: int, section: int, index: int,
         "<host mac='52:54:00:00:00:01' ip='10.0.0.9'/></dhcp></ip></network>"
     )
     try:
-        changed = updated(network, Update(command, section, index, xml))
+        update = parse_update(xml, command=command, section=section, index=index, name="n")
+        changed = updated(network, update)
     except LibvirtError:
         return
     assert format_network(parse_network(format_network(changed))) == format_network(changed)

@@ -26,6 +26,7 @@ from tests.e2e.harness import (
     c_locale,
     disk,
     domain_xml,
+    events,
     lab_directory,
     wired_agent,
 )
@@ -197,6 +198,21 @@ def test_its_screen_is_a_picture_and_its_keyboard_types(running: Running) -> Non
     pressed = running.console.run("od -An -v -w24 -tx2 /tmp/keys")
     assert re.search(r"0001 001e 0001 0000$", pressed, re.M), f"KEY_A (0x1e) did not go down: {pressed}"
     assert re.search(r"0001 001e 0000 0000$", pressed, re.M), f"KEY_A did not come up again: {pressed}"
+
+
+def test_clients_are_told_when_its_agent_goes_and_comes(running: Running) -> None:
+    with events(running.agent, running.home / "events.log") as log:
+
+        def listening() -> bool:
+            running.virsh("desc", "web", "--config", "as before")
+            return "lifecycle" in log.read_text()
+
+        until(listening, "virsh is told of a changed definition")
+        running.console.run(f"echo {PASSWORD} | sudo -S true")
+        for verb, state in (("stop", "disconnected"), ("start", "connected")):
+            running.console.run(f"sudo systemctl {verb} qemu-guest-agent")
+            line = f"event 'agent-lifecycle' for domain 'web': state: '{state}' reason: 'channel event'"
+            until(lambda line=line: line in log.read_text(), line, 60)  # type: ignore[misc]
 
 
 def test_a_diagnostic_interrupt_reaches_the_os(running: Running) -> None:
