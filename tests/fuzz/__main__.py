@@ -30,7 +30,7 @@ def hunt(name: str, seconds: int) -> None:
     """Fuzz one target in this process, then end it."""
     import atheris  # here alone: it instruments what is imported after it
 
-    with atheris.instrument_imports(include=["hypervisor_shim"]):
+    with atheris.instrument_imports(include=["hypervisor_shim", "nicagent"]):
         from .targets import targets
     target = targets()[name]
     found: dict[str, bytes] = {}

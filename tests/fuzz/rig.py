@@ -1,8 +1,8 @@
-"""The library with nothing but memory around it: connections without sockets, so that a run makes thousands.
+"""The library without a network around it: connections without sockets, so that a run makes thousands.
 
-Everything is the real thing but the transport and the server's listeners. What must never happen raises
-`Violation`: a mistake logged, a reply that does not decode, a handler entered by a call that was undecodable
-or not permitted, something left behind.
+Everything is the real thing but the transport, the server's listeners and what lies behind the driver. What
+must never happen raises `Violation`: a mistake logged, a reply that does not decode, a handler entered by a
+call that was undecodable or not permitted, something left behind.
 """
 
 from __future__ import annotations
@@ -18,37 +18,40 @@ from typing import Any
 from hypervisor_shim.access import Policy
 from hypervisor_shim.audit import Audited
 from hypervisor_shim.connection import Connection, Limits
-from hypervisor_shim.driver import Caller, Event
+from hypervisor_shim.driver import Caller, Driver, Event
 from hypervisor_shim.events import encode
 from hypervisor_shim.frame import HEADER, HEADER_SIZE, Program, Status, Type, packet, read_error
-from hypervisor_shim.memory import MemoryDriver
 from hypervisor_shim.procedure_names import known_numbers
 from hypervisor_shim.procedures import Kind, Phase, Procedure, Tables, build_tables
+from hypervisor_shim.sasl import Authenticator
 from hypervisor_shim.server import make_tables
 from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import Codec, Record, WideChars, XdrError
 
 from .source import Source
-from .volumes import Filled
+from .worlds import InMemory, World
 
 _LIMITS = Limits(keepalive_interval=3600.0, write_high=256 * 1024)
 _SETTLE = 5.0  # seconds after which work that a gone client left is stuck
 _NAME_MAX = 100  # characters: a longer text is no name
 _TURNS = 50  # of the loop, for streams that wait for more
 
-WITH_CONSOLE = (
-    "<domain type='test'><name>test</name><uuid>6695eb01f6a4830479aa97f2502e193f</uuid><memory>1024</memory>"
-    "<os><type>hvm</type></os><devices><disk type='file' device='disk'><source file='/x'/>"
-    "<target dev='vda' bus='virtio'/></disk><interface type='network'><mac address='52:54:00:00:00:01'/>"
-    "<source network='default'/></interface><serial type='pty'/></devices></domain>"
-)
+
+async def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for what nobody tells of; False when the time is spent."""
+    end = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if asyncio.get_running_loop().time() >= end:
+            return False
+        await asyncio.sleep(0.001)
+    return True
 
 
 class Violation(AssertionError):
     """What no input may bring about."""
 
 
-class _Complaints(logging.Handler):
+class Complaints(logging.Handler):
     """What the library logs as its own mistake."""
 
     def __init__(self) -> None:
@@ -56,7 +59,10 @@ class _Complaints(logging.Handler):
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(self.format(record))
+        if record.exc_info or not record.name.startswith(
+            "nicagent"
+        ):  # an agent's errors are also the world's
+            self.heard.append(self.format(record))
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
@@ -113,15 +119,16 @@ class _Pipe(asyncio.Transport):
 
 
 class Rig:
-    """One driver, one table of procedures whose handlers tell when they are entered, and clients."""
+    """One driver at a time, one table of procedures whose handlers tell when they are entered; clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World | None = None) -> None:
         self.limits = _LIMITS
         self.partial_bytes = 0
         self.buffer = memoryview(bytearray(256 * 1024))
         self.rows: dict[tuple[int, int], Procedure] = {}
         self.tables = self._watched()
-        self.driver = MemoryDriver()
+        self.world = world or InMemory()
+        self.driver: Driver
         self.names: list[str] = []  # that answers have told in this run, the latest at the end
         self.uuids: list[bytes] = []
         self.ran: list[int] = []  # procedures whose handlers the last call entered
@@ -130,7 +137,7 @@ class Rig:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, context: self._complaints.heard.append(str(context)))
-        self._complaints = _Complaints()
+        self._complaints = Complaints()
 
     # ---- what connections need of a server ---------------------------------------------------------
 
@@ -158,14 +165,21 @@ class Rig:
     def run(self, scenario: Callable[[Rig, Source], Coroutine[Any, Any, None]], data: bytes) -> None:
         """One run of `scenario` with choices from `data`, on a fresh driver."""
         self._complaints.heard.clear()
-        with self._complaints.alone("hypervisor_shim"):
+        with self._complaints.alone("hypervisor_shim"), self._complaints.alone("nicagent"):
             self._loop.run_until_complete(self._run(scenario, data))
         if self._complaints.heard:
             raise Violation("\n".join(self._complaints.heard))
 
     async def _run(self, scenario: Callable[[Rig, Source], Coroutine[Any, Any, None]], data: bytes) -> None:
-        self.driver = MemoryDriver([WITH_CONSOLE])
-        self.driver.storage = Filled(self.driver._publish)
+        try:
+            self.driver = await self.world.begin()
+            await self._scenario(scenario, data)
+        finally:
+            await self.world.end()
+
+    async def _scenario(
+        self, scenario: Callable[[Rig, Source], Coroutine[Any, Any, None]], data: bytes
+    ) -> None:
         self.names.clear(), self.uuids.clear()
         unsubscribe = self.driver.subscribe(self)
         try:
@@ -186,10 +200,18 @@ class Rig:
                 f"left behind: {len(self._clients)} clients, {self.partial_bytes} bytes of packets"
             )
 
-    def client(self, *, read_only: bool = False) -> Client:
-        """One that is connected; what it sends comes after."""
+    def client(self, *, read_only: bool = False, authenticator: Authenticator | None = None) -> Client:
+        """One that is connected; what it sends comes after. `authenticator`: who asks it first."""
         caller = Caller("uid:0", "rig", read_only, True, 1)
-        session = Session(self.driver, caller, read_only, Policy(), ("uid:0",))
+        session = Session(
+            self.driver,
+            caller,
+            read_only,
+            Policy(),
+            ("uid:0",),
+            authenticator,
+            authenticated=authenticator is None,
+        )
         connection = Connection(self, session)
         self._clients.add(connection)
         return Client(self, session, connection, _Pipe(connection, self._loop))
@@ -216,6 +238,10 @@ class Rig:
     def _watching(self, row: Procedure) -> Callable[..., Any]:
         def enter(session: Session, *arguments: Any) -> Any:
             self.ran.append(row.number)
+            if row.phase is not Phase.CONNECTED and not session.authenticated:
+                raise Violation(f"{row.api} ran for a client that has not logged in")
+            if row.phase is Phase.OPENED and not session.opened:
+                raise Violation(f"{row.api} ran for a client that has not opened a connection")
             if session.caller.read_only and not row.read_only and row.phase is Phase.OPENED:
                 raise Violation(f"{row.api} ran for a client that may only read")
             return row.handler(session, *arguments)
@@ -231,6 +257,7 @@ class Client:
         self._connection = connection
         self._pipe = pipe
         self.session = session
+        self.answers: dict[int, Any] = {}  # of the last call or settling: what calls that succeeded were told
         self._serial = 0
         connection.connection_made(pipe)
 
@@ -279,15 +306,17 @@ class Client:
             await asyncio.sleep(0)
             if not self._rig._tasks:
                 break
+        await until(lambda: not self._connection._in_flight, self._rig.world.patience)
         self.check_packets()
 
     def check_packets(self) -> None:
         """Everything the server said is whole, and what its row says it is."""
+        self.answers.clear()
         said = bytes(self._pipe.written)
         self._pipe.written.clear()
         pos = 0
         while pos < len(said):
-            size, program, _, number, type_, _, status = HEADER.unpack_from(said, pos)
+            size, program, _, number, type_, serial, status = HEADER.unpack_from(said, pos)
             if size < HEADER_SIZE or pos + size > len(said):
                 raise Violation(f"a packet of {size} bytes, of which {len(said) - pos} were sent")
             body = said[pos + HEADER_SIZE : pos + size]
@@ -296,7 +325,8 @@ class Client:
                 self._rig.codes.append(read_error(body)[0])
             elif type_ == Type.REPLY:
                 self._rig.codes.append(0)
-                self._rig.learn(_checked_reply(self._rig.rows[program, number], body))
+                answer = self.answers[serial] = _checked_reply(self._rig.rows[program, number], body)
+                self._rig.learn(answer)
 
 
 def _checked_reply(row: Procedure, body: bytes) -> Any:

@@ -22,7 +22,10 @@ from tests.hypervisor_shim.serving import number, optional, text
 
 from .arguments import Arguments
 from .documents import document
-from .rig import Client, Rig, is_stream
+from .handshakes import Door
+from .logins import logins
+from .metal import Metal
+from .rig import Client, Rig, Violation, is_stream
 from .source import Source
 
 Target = Callable[[bytes], None]
@@ -35,6 +38,16 @@ _SIZES = (0, 3, 27, 28, 29, 2**25 + 4, 2**25 + 5, 2**31, 2**32 - 1)
 @cache
 def _rig() -> Rig:
     return Rig()
+
+
+@cache
+def _metal_rig(*, running: bool) -> Rig:
+    return Rig(Metal(running=running))
+
+
+@cache
+def _door() -> Door:
+    return Door()
 
 
 async def _opened(rig: Rig, source: Source) -> Client:
@@ -84,6 +97,24 @@ async def _calls(rig: Rig, source: Source) -> None:
         if not source:
             break
         await client.call(row.number, _arguments(rig, row, source), program=row.program)
+
+
+# ---- the agent's face ------------------------------------------------------------------------------------
+
+
+async def looks(rig: Rig, source: Source) -> None:
+    """A client that may only read calls what it likes: no host is touched, and nothing written."""
+    client = rig.client(read_only=True)
+    await client.feed(_OPEN)
+    before = rig.world.marks()
+    rows = list(rig.rows.values())
+    for _ in range(_CALLS_MAX):
+        if not source:
+            break
+        row = source.pick(rows)
+        await client.call(row.number, _arguments(rig, row, source), program=row.program)
+    if rig.world.marks() != before:
+        raise Violation(f"a client that may only read made the agent act: {before} → {rig.world.marks()}")
 
 
 # ---- streams ---------------------------------------------------------------------------------------------
@@ -178,6 +209,10 @@ def targets() -> dict[str, Target]:
         "frames": lambda data: _rig().run(_frames, data),
         "calls": lambda data: _rig().run(_calls, data),
         "streams": lambda data: _rig().run(_streams, data),
+        "handshakes": lambda data: _door().run(data),
+        "logins": lambda data: _rig().run(logins, data),
+        "metal": lambda data: _metal_rig(running=bool(data[-1] & 1)).run(_calls, data),
+        "looks": lambda data: _metal_rig(running=True).run(looks, data),
         "codecs": _codecs,
     }
     found.update({name: partial(_parse, parser, name) for name, parser in sorted(parsers().items())})

@@ -12,14 +12,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hypervisor_shim.frame import Program, packet
+from nicagent.northbound.libvirt import MetalDriver
 from tests.hypervisor_shim.serving import number
 
+from .metal import Metal
 from .rig import Rig, Violation
 from .source import Source
-from .targets import targets
+from .targets import looks, targets
 
 CORPUS = Path(__file__).parent / "corpus"
-EXAMPLES = {"frames": 400, "calls": 600, "streams": 300, "codecs": 1500}
+EXAMPLES = {
+    "frames": 400, "calls": 500, "streams": 250, "codecs": 1500, "handshakes": 150, "logins": 80, "metal": 50,
+    "looks": 50,
+}  # fmt: skip
 PER_PARSER = 150
 TARGETS = targets()
 GET_HOSTNAME = 59
@@ -64,3 +69,16 @@ def test_the_rig_notices_what_must_not_happen() -> None:
 
     with pytest.raises(Violation, match="procedure 59 failed"):
         Rig().run(breaking, b"")
+
+
+def test_the_rig_notices_an_agent_that_acts_for_a_reader() -> None:
+    class Acting(Metal):
+        async def begin(self) -> MetalDriver:
+            driver = await super().begin()
+            driver.hostname = lambda: self._bodies["metal-1"].acts.append("power off") or "host"  # type: ignore
+            return driver
+
+    rig = Rig(Acting(running=False))
+    row = list(rig.rows).index((Program.REMOTE, GET_HOSTNAME))
+    with pytest.raises(Violation, match=r"made the agent act: .*power off"):
+        rig.run(looks, row.to_bytes(2, "big"))
