@@ -14,6 +14,7 @@ from nicagent import config as config_module
 from nicagent.config import Config
 from nicagent.controller import Controller
 from nicagent.counters import Counters
+from nicagent.filters import Filters
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
 from nicagent.model import Cause, Initiator
@@ -99,6 +100,8 @@ class Metal:
         segments, pools = Segments(config, store), Pools(config, store)
         await segments.load("this boot")
         await pools.load(HOST_UUID, "this boot")
+        filters = Filters(store)
+        await filters.load()
         network = BodyNetwork(self._bodies)
         parts = {
             name: Parts(
@@ -116,6 +119,7 @@ class Metal:
         controller = Controller(store, parts, identity.exports, files, segments)
         await controller.load()
         segments.who_uses(controller.users_of_segment)
+        filters.serve(controller.ports, None)
         counters = Counters(controller, {}, lambda: pools.directories)
         self._stack.push_async_callback(counters.close)
         hosts = Hosts({}, {}, counters, Front())
@@ -123,6 +127,7 @@ class Metal:
             config,
             controller,
             segments,
+            filters,
             pools,
             Volumes(pools, list),
             hosts,
