@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import Disk, HostState, Port, VolumeFormat
+from nicagent.model import Disk, Display, HostState, Port, VolumeFormat
 from tests.rig import TESTER, Rig, bodies, domain, held
 
 EXTRA = Disk("vdc", "/pool/extra.raw", VolumeFormat.RAW)
@@ -150,3 +150,34 @@ async def test_a_stop_overtakes_a_change_and_leaves_nothing_behind(tmp_path: Pat
         with pytest.raises(NicagentError, match="stopped meanwhile"):
             await changing
         assert body.untouched, "a change brought disks back that the stop had taken away"
+
+
+async def test_a_screen_keeps_its_port_under_a_new_password_and_over_a_crash(tmp_path: Path) -> None:
+    """Each run has a port of its own; what was changed is durable, and shown again by the next agent."""
+    world, wish = bodies(), Display(password="old")
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.power_known()
+        for number, name in enumerate(("web", "db"), 1):
+            defined = domain(name, host=f"metal-{number}", display=wish)
+            await rig.controller.define(defined, TESTER)
+            shown = (await rig.controller.start(defined.uuid, TESTER)).display
+            assert shown is not None and shown == world[f"metal-{number}"].display
+            assert (shown.display, shown.address, shown.port) == (wish, "127.0.0.1", 5899 + number)
+        uuid = domain("web").uuid
+        live = rig.controller.domain(uuid).domain
+        world["metal-1"].acts.clear()
+        await rig.controller.change(uuid, replace(live, display=Display(password="new")), None, TESTER)
+        assert world["metal-1"].acts == ["screen shown"], "disks and ports were touched"
+        moved = replace(live, display=Display(port=5950))
+        with pytest.raises(NicagentError, match=r"stays at 127\.0\.0\.1 port 5900") as refused:
+            await rig.controller.change(uuid, moved, None, TESTER)
+        assert refused.value.kind is Kind.UNSUPPORTED
+    world["metal-1"].display = None  # it went with the agent
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.until(lambda: world["metal-1"].display is not None, "the screen is shown again")
+        again = rig.controller.domain(uuid).display
+        assert again == world["metal-1"].display
+        assert again is not None and (again.port, again.display.password) == (5900, "new")
+        assert rig.controller.definition(uuid).display == wish
+        await rig.controller.destroy(uuid, TESTER)
+        assert world["metal-1"].display is None and world["metal-2"].display is not None

@@ -11,13 +11,16 @@ from copy import deepcopy
 from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
+from hypervisor_shim.xml import graphics
 from hypervisor_shim.xml.domain import parse_domain
 from hypervisor_shim.xml.domain_def import Device, Disk, DomainDef
 from hypervisor_shim.xml.read import read_document
 from hypervisor_shim.xml.write import write_element
 
-#: The kinds that can come and go here, and the kinds libvirt knows (`domain_shape` has their insides).
+#: The kinds that can come and go here, those that can change in place, too, and the kinds libvirt knows
+#: (`domain_shape` has their insides).
 CHANGEABLE = ("disk", "interface")
+UPDATABLE = (*CHANGEABLE, "graphics")
 _KINDS = frozenset(
     ("disk", "lease", "filesystem", "interface", "input", "sound", "video", "hostdev", "controller",
      "graphics", "hub", "redirdev", "rng", "smartcard", "memballoon", "nvram", "tpm", "panic", "shmem",
@@ -30,7 +33,7 @@ def parse_device(xml: str) -> Device:
     element = read_document(xml)
     if element.tag not in _KINDS:
         raise error(Code.XML_ERROR, f"unknown device type '{element.tag}'", origin=Origin.DOMAIN)
-    if element.tag not in CHANGEABLE:
+    if element.tag not in UPDATABLE:
         return Device(element.tag, element)
     # Not in a document of the client's own: an order to boot by may clash with another device's only there.
     definition = parse_domain(_frame(element))
@@ -60,7 +63,7 @@ def _frame(device: Element) -> str:
 
 def refuse_kind(device: Device, verb: str, *, live: bool) -> None:
     """Raise for a kind that cannot come and go, as libvirt's QEMU driver words it."""
-    if device.kind not in CHANGEABLE:
+    if device.kind not in (UPDATABLE if verb == "update" else CHANGEABLE):
         how = "live" if live else "persistent"
         detail = f"{how} {verb} of device '{device.kind}' is not supported"
         raise error(Code.OPERATION_UNSUPPORTED, detail)
@@ -154,6 +157,8 @@ def without_device(definition: DomainDef, device: Device, *, live: bool) -> Doma
 def with_update(definition: DomainDef, device: Device, *, live: bool) -> DomainDef:
     """The definition with the device in its new shape."""
     refuse_kind(device, "update", live=live)
+    if device.kind == "graphics":
+        return _with_graphics(definition, device, live=live)
     if device.disk is not None and not live and not _matching(definition, device):
         raise error(Code.INVALID_ARG, f"target {device.name} doesn't exist.")
     old = _the_one(definition, device, live=live)
@@ -161,6 +166,20 @@ def with_update(definition: DomainDef, device: Device, *, live: bool) -> DomainD
     mac, known = new.find("mac"), old.find("mac")
     if device.mac_made_up and mac is not None and known is not None:
         mac.attrib = dict(known.attrib)
+    return _replaced(definition, old, new)
+
+
+def _with_graphics(definition: DomainDef, device: Device, *, live: bool) -> DomainDef:
+    """A screen is found again by its type. Of a running one only the password changes, and who may share."""
+    screens = definition.tree.iterfind("devices/graphics")
+    old = next((each for each in screens if each.get("type") == device.name), None)
+    if old is None and live:
+        detail = f"cannot find existing graphics device to modify of type '{device.name}'"
+        raise error(Code.DEVICE_MISSING, detail)
+    if old is None:
+        detail = f"cannot find existing graphics type '{device.name}' device to modify"
+        raise error(Code.INVALID_ARG, detail)
+    new = graphics.updated(old, device.element) if live else deepcopy(device.element)
     return _replaced(definition, old, new)
 
 

@@ -76,7 +76,9 @@ class Device:
         """What it is found again by."""
         if self.disk is not None:
             return self.disk.target
-        return self.interface.mac if self.interface is not None else self.kind
+        if self.interface is not None:
+            return self.interface.mac
+        return self.element.get("type", self.kind) if self.kind == "graphics" else self.kind
 
 
 @dataclass(frozen=True, slots=True)

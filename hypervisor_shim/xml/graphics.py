@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from calendar import timegm
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from datetime import datetime
 from xml.etree.ElementTree import Element
 
@@ -24,8 +25,8 @@ _VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "spice": {"defaultMode": ("any", "secure", "insecure")},
 }
 _CONNECTED = ("default", "fail", "disconnect", "keep")
-_NUMBER = re.compile(r"\s*[+-]?[0-9]+")
-_DATE = re.compile(r"(\d+)-(\d+)-(\d+)T(\d+):(\d+):(\d+)")
+_NUMBER = re.compile(r"[ \t\n]*[+-]?[0-9]{1,20}")
+_DATE = re.compile(r"[0-9]+-[0-9]+-[0-9]+T[0-9]+:[0-9]+:[0-9]+")
 #: What libvirtd writes for a time that no calendar has.
 _NO_TIME = "1970-01-01T00:00:00"
 #: Of a VNC server's attributes; libvirtd writes them so.
@@ -33,6 +34,14 @@ _ORDER = (
     "type", "port", "autoport", "websocket", "listen", "keymap", "sharePolicy", "powerControl",
     "passwd", "passwdValidTo", "connected",
 )  # fmt: skip
+#: What of them may change while it is shown, and what may not, by what libvirtd calls it.
+_MOVABLE = ("sharePolicy", "passwd", "passwdValidTo", "connected")
+_FIXED = (
+    (("port", "autoport", "websocket"), "port settings"),
+    (("listen",), "listen address setting"),
+    (("keymap",), "keymap setting"),
+    (("powerControl",), "power control"),
+)
 
 
 def check(graphics: Element) -> None:
@@ -218,6 +227,25 @@ def show(root: Element, address: str, port: int) -> None:
     graphics.set("listen", address)
     listen.set("address", address)
     graphics.attrib = {name: graphics.attrib[name] for name in _ORDER if name in graphics.attrib}
+
+
+def updated(old: Element, wanted: Element) -> Element:
+    """A running domain's screen as a client wants it; both normalised. Raises OPERATION_UNSUPPORTED for what
+    stays as it is while it is shown: nearly all.
+    """
+    kind = old.get("type")
+    if kind != "vnc":
+        detail = f"unable to change config on '{kind}' graphics type"
+        raise error(Code.OPERATION_UNSUPPORTED, detail)
+    for names, what in _FIXED:
+        if any(wanted.get(name) != old.get(name) for name in names if name != "listen" or old.get(name)):
+            raise error(Code.OPERATION_UNSUPPORTED, f"cannot change {what} on vnc graphics")
+    new = deepcopy(old)
+    for name in _MOVABLE:
+        new.attrib.pop(name, None)
+    new.attrib |= {name: wanted.attrib[name] for name in _MOVABLE if name in wanted.attrib}
+    new.attrib = {name: new.attrib[name] for name in _ORDER if name in new.attrib}
+    return new
 
 
 def hide_passwords(root: Element) -> None:

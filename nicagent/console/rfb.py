@@ -15,9 +15,6 @@ import struct
 import time
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
-from cryptography.hazmat.primitives.ciphers import Cipher, modes
-
 VERSION = b"RFB 003.008\n"
 NONE, VNC = 1, 2  # security types
 OK, FAILED = 0, 1  # security results
@@ -52,6 +49,10 @@ def answer(password: str, challenge: bytes) -> bytes:
     """The response of VNC authentication (RFC 6143, 7.2.2): DES in ECB, each byte of the key mirrored, as
     every implementation has it since the first (erratum 4951).
     """
+    # Loaded here: an agent that asks nobody for a password does without these 7 MB.
+    from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+    from cryptography.hazmat.primitives.ciphers import Cipher, modes
+
     key = password.encode()[:PASSWORD_LIMIT].ljust(PASSWORD_LIMIT, b"\0")
     mirrored = bytes(int(f"{byte:08b}"[::-1], 2) for byte in key)
     # Triple DES under one key three times over is DES. ECB is the protocol's, of a fresh random challenge.

@@ -26,7 +26,7 @@ from hypervisor_shim.xml.device import (
 from hypervisor_shim.xml.domain_def import Device, DomainDef
 from hypervisor_shim.xml.write import write_element
 from nicagent.errors import Kind, NicagentError, NotReleased
-from nicagent.model import DomainStatus
+from nicagent.model import DisplayBinding, DomainStatus
 from nicagent.northbound.libvirt_ground import Ground, text_of
 from nicagent.northbound.libvirt_words import cause_of, translated
 
@@ -70,6 +70,8 @@ class MetalDevices(Devices):
 
     async def update(self, caller: Caller, uuid: bytes, device: Device, impact: Impact) -> None:
         def edit(known: DomainDef, wanted: Device, live: bool) -> DomainDef:
+            if live and wanted.kind == "graphics":
+                _check_place(self._ground.status(uuid).display, wanted)
             changed = with_update(known, wanted, live=live)
             if live and changed.disks != known.disks:
                 raise error(
@@ -155,3 +157,10 @@ class MetalDevices(Devices):
             hosts.values(), key=lambda each: (len(mine & {nic.mac for nic in each.nics}), len(each.nics))
         )
         return [nic.mac for nic in ranked[-1].nics] if ranked else []
+
+
+def _check_place(shown: DisplayBinding | None, wanted: Device) -> None:
+    """A definition may leave the address open; a running domain's document has it."""
+    address = wanted.element.get("listen")
+    if shown is not None and address not in (None, shown.address):
+        raise error(Code.OPERATION_UNSUPPORTED, "cannot change listen address setting on vnc graphics")

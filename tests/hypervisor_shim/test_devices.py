@@ -82,3 +82,34 @@ def test_a_device_goes_by_its_alias(domain: libvirt.virDomain) -> None:
     domain.attachDeviceFlags(DISK.format("vdb"), LIVE | CONFIG)
     domain.detachDeviceAlias("virtio-vdb", LIVE)
     assert "vdb" not in domain.XMLDesc(0) and "vdb" in domain.XMLDesc(INACTIVE)
+
+
+def test_a_screen_gets_another_password_and_stays_where_it_is(domain: libvirt.virDomain) -> None:
+    screen = "<graphics type='{}' {}/>"
+    old = screen.format("vnc", "port='5910' keymap='de' passwd='old'")
+    connection = domain.connect()
+    document = "<domain type='test'><name>s</name><memory>1024</memory><os><type>hvm</type></os>"
+    vm = connection.defineXML(f"{document}<devices>{old}</devices></domain>")
+    vm.create()
+    secure = libvirt.VIR_DOMAIN_XML_SECURE
+    vm.updateDeviceFlags(screen.format("vnc", "port='5910' keymap='de' passwd='new'"), LIVE)
+    assert "passwd='new'" in vm.XMLDesc(secure) and "passwd='old'" in vm.XMLDesc(secure | INACTIVE)
+    assert "passwd" not in vm.XMLDesc(0)
+    for other in ("port='5911' keymap='de'", "keymap='de'", "port='5910'", "port='5910' keymap='fr'"):
+        refused = code(vm.updateDeviceFlags, screen.format("vnc", other), LIVE)
+        assert refused == libvirt.VIR_ERR_OPERATION_UNSUPPORTED, other
+    spice = screen.format("spice", "autoport='yes'")
+    assert code(vm.updateDeviceFlags, spice, LIVE) == libvirt.VIR_ERR_DEVICE_MISSING
+    assert code(vm.updateDeviceFlags, spice, CONFIG) == libvirt.VIR_ERR_INVALID_ARG
+    assert code(vm.attachDevice, spice) == libvirt.VIR_ERR_OPERATION_UNSUPPORTED
+    vm.updateDeviceFlags(screen.format("vnc", "port='5911'"), CONFIG)
+    assert "port='5911'" in vm.XMLDesc(INACTIVE) and "port='5910'" in vm.XMLDesc(0)
+    vm.destroy()
+    vm.undefine()
+
+
+@pytest.mark.parametrize("port", ["9" * 5000, "٣", "1 2", "0x10", "--1"])
+def test_a_port_that_is_no_number_is_refused(domain: libvirt.virDomain, port: str) -> None:
+    document = "<domain type='test'><name>s</name><memory>1024</memory><os><type>hvm</type></os>"
+    document += f"<devices><graphics type='vnc' port='{port}'/></devices></domain>"
+    assert code(domain.connect().defineXML, document) == libvirt.VIR_ERR_INTERNAL_ERROR

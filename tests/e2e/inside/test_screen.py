@@ -226,6 +226,19 @@ def test_a_password_is_asked_for_and_told_only_to_whom_it_may_be(place: Place) -
     assert "passwd" not in place.virsh("dumpxml", "locked")
     assert "passwd='s3cret'" in place.virsh("dumpxml", "locked", "--security-info")
     assert place.virsh("domdisplay", "locked", "--include-password") == "vnc://:s3cret@127.0.0.1:8"
+
+    change = place.home / "graphics.xml"  # as oVirt gives out tickets
+    change.write_text("<graphics type='vnc' port='5908' passwd='ticket' sharePolicy='force-shared'/>")
+    place.virsh("update-device", "locked", str(change), "--live")
+    assert place.look(5908, "ticket").startswith("sees")
+    assert "is hung up on" in place.look(5908, "s3cret"), "the old one is over"
+    change.write_text(
+        "<graphics type='vnc' port='5908' passwd='ticket' passwdValidTo='2001-01-01T00:00:00'/>"
+    )
+    place.virsh("update-device", "locked", str(change), "--live")
+    assert "is hung up on" in place.look(5908, "ticket"), "its time is over"
+    change.write_text("<graphics type='vnc' port='5909' passwd='ticket'/>")
+    assert "cannot change port settings" in place.refused("update-device", "locked", str(change), "--live")
     place.virsh("destroy", "locked")
     assert "s3cret" not in place.agent.log.read_text()
     told = client.call(place.agent.directory / "run/nicagent.sock", "GET", "/v1/domains")
