@@ -73,8 +73,9 @@ class Apt:
         return next(into.glob(f"{package}_*.deb"))
 
     def source(self, package: str, into: Path) -> Path:
-        """Fetch the newest version of a source package; the upstream archive in it."""
+        """Fetch the upstream archive of the newest version of a source package."""
         into.mkdir(parents=True, exist_ok=True)
-        command = ["apt-get", *self._options(), "source", "--download-only", package]
+        # The archive alone: its hash is in the signed list, and not every mirror has what else is listed.
+        command = ["apt-get", *self._options(), "source", "--download-only", "--tar-only", package]
         run(command, log="apt-source", doing=f"fetch the source of {package}", needs=mirror(), cwd=into)
         return next(into.glob(f"{package}_*.orig.tar.*[!c]"))
