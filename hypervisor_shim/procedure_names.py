@@ -1,8 +1,9 @@
 """The census of libvirt's procedures: the number of each, and the public function that calls it.
 
-Measured, not copied: libvirt 9.0 called every function it has on a server that wrote down what arrived
-(`tests/hypervisor_shim/census.py`, which a test repeats). Numbers in 1..443 that are not here are events,
-which only servers send, and gaps: libvirtd answers them with code 39.
+Measured, not copied: libvirt 9.0, and later 11.3, called every function it has on a server that wrote down
+what arrived (`tests/hypervisor_shim/census.py`, which a test repeats). Numbers that are not here are events,
+which only servers send, gaps, and what was given out after 11.3: they are answered with code 39, as libvirtd
+answers what it does not know.
 """
 
 from __future__ import annotations
@@ -124,8 +125,12 @@ _REMOTE = """
     439:DomainSetLaunchSecurityState 440:DomainSaveParams 441:DomainRestoreParams 442:DomainAbortJobFlags
     443:DomainFDAssociate
 """
-#: Given out after 9.0, so not measured here; a client of 9.0 has no function for them.
-_LATER = "444:NetworkSetMetadata 445:NetworkGetMetadata 447:NodeDeviceUpdate 448:DomainGraphicsReload"
+#: Given out after 9.0, up to 11.3: a client of 9.0 has no function for them.
+_LATER = """
+    444:NetworkSetMetadata 445:NetworkGetMetadata 447:NodeDeviceUpdate 448:DomainGraphicsReload
+    449:DomainGetAutostartOnce 450:DomainSetAutostartOnce 451:DomainSetThrottleGroup
+    452:DomainDelThrottleGroup
+"""
 
 _QEMU = """
     1:DomainQemuMonitorCommand 2:DomainQemuAttach 3:DomainQemuAgentCommand

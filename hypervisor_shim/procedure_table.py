@@ -237,8 +237,8 @@ def _text(node: ast.expr, function: Callable[..., Any]) -> str:
 _HEAD = """\
 # libvirt's procedures, and what becomes of a call to each
 
-Written by `make procedures`; do not edit. Of {all} procedures of libvirt 9.0 (and those given out since, up
-to 10.2) {real} are real; refused are {refused}.
+Written by `make procedures`; do not edit. Of {all} procedures of libvirt, up to those of
+11.3, {real} are real; refused are {refused}.
 
 - Code 3 is libvirt's "this function is not supported by the connection driver", with the function's name;
   84 is "Operation not supported" with a sentence that says why; 55 is "Requested operation is not valid".

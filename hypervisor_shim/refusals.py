@@ -38,6 +38,9 @@ _NO_BANDWIDTH = Refusal(
 )
 _NO_LABEL = Refusal(Code.NO_SUPPORT, "no security driver labels domains here")
 _NO_GRAPHICS = Refusal(Code.NO_SUPPORT, "no graphics server here has certificates to load again")
+_NO_THROTTLE_GROUP = Refusal(
+    Code.OPERATION_UNSUPPORTED, "a limit is of one disk (virDomainSetBlockIoTune), not of a group of disks"
+)
 _NO_THRESHOLD = Refusal(Code.OPERATION_UNSUPPORTED, "no event tells that a volume has grown to a threshold")
 _NO_SNAPSHOTS = Refusal(Code.NO_SUPPORT, "the driver keeps no snapshots")
 _NO_CHECKPOINTS = Refusal(Code.NO_SUPPORT, "the driver keeps no checkpoints")
@@ -63,6 +66,7 @@ _GROUPS: Mapping[Refusal, str] = {
     _NO_BANDWIDTH: "DomainSetInterfaceParameters DomainGetInterfaceParameters",
     _NO_LABEL: "DomainGetSecurityLabelList",
     _NO_GRAPHICS: "DomainGraphicsReload",
+    _NO_THROTTLE_GROUP: "DomainSetThrottleGroup DomainDelThrottleGroup",
     _NO_THRESHOLD: "DomainSetBlockThreshold",
     _NO_SNAPSHOTS: """DomainSnapshotCreateXML DomainSnapshotGetXMLDesc DomainSnapshotLookupByName
         DomainSnapshotCurrent DomainRevertToSnapshot DomainSnapshotDelete DomainSnapshotGetParent

@@ -9,14 +9,13 @@ they would start, and some would bring libvirtd along, on the machine of somebod
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from images.apt import RELEASE, Apt
-from images.setup import VENV, install_packages
+from images.setup import VENV, codename, install_packages
 from images.steps import CACHE, ROOT, Failure, digest, make, run
 
 PACKAGES = ROOT / "images" / "client-packages.txt"
@@ -47,11 +46,7 @@ LIBVIRT_PYTHON = {"bookworm": "9.0.0", "trixie": "11.3.0"}
 
 def release_here() -> str:
     """The release whose programs and tests go with this machine's libraries and virsh: its own."""
-    try:
-        found = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    except OSError:
-        found = ""
-    return found if found in LIBVIRT_PYTHON else RELEASE
+    return found if (found := codename()) in LIBVIRT_PYTHON else RELEASE
 
 
 def _apt(release: str) -> Apt:

@@ -6,6 +6,7 @@ python3 -m images.setup            install and build what is missing; a second r
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -20,9 +21,24 @@ TUN = Path("/dev/net/tun")
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's: a version manager's shim would tie the .venv to one home
 
 
-def wanted(listing: str) -> list[str]:
-    """Package names of a list file: one a line, `#` begins a comment."""
-    return [name for line in listing.splitlines() if (name := line.split("#", 1)[0].strip())]
+def codename() -> str:
+    """The Debian release of this machine, such as "bookworm"; empty where it does not say."""
+    try:
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    except OSError:
+        return ""
+
+
+def wanted(listing: str, release: str | None = None) -> list[str]:
+    """Package names of a list file: one a line, `#` begins a comment. `name [!bookworm]` is for every release
+    but that one. `release`: this machine's, unless given."""
+    here = codename() if release is None else release
+    names = []
+    for line in listing.splitlines():
+        name, _, condition = line.split("#", 1)[0].strip().partition(" ")
+        if name and condition.strip() != f"[!{here}]":
+            names.append(name)
+    return names
 
 
 def missing(names: list[str]) -> list[str]:

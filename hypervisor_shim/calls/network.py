@@ -390,7 +390,6 @@ ROWS: list[Procedure] = [
               kind=Kind.ACT),
     Procedure(437, "virNetworkCreateXMLFlags", _create_xml_flags, args=Record(TEXT, UINT), reply=NETWORK,
               kind=Kind.ACT),
-    # Given out after 9.0: the numbers are those of libvirt 11's own systemtap probes.
     Procedure(444, "virNetworkSetMetadata", _set_metadata,
               args=Record(NETWORK, INT, OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT), kind=Kind.ACT),
     Procedure(445, "virNetworkGetMetadata", _get_metadata, args=Record(NETWORK, INT, OPTIONAL_TEXT, UINT),

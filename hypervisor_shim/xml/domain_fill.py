@@ -279,6 +279,8 @@ def _characters(devices: Element, hvm: bool) -> None:
             devices.append(console)
             _mirror(serials[0], console)
             consoles.insert(0, console)
+            for i, other in enumerate(consoles[1:], 1):
+                _target(other).set("port", str(i))
         elif first is not None and plain:
             if not serials:
                 serial = Element("serial")

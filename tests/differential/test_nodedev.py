@@ -9,6 +9,7 @@ import libvirt
 import pytest
 
 from tests.differential.pair import Pair
+from tests.differential.versions import excuses
 
 PORT = """<device>{parent}<capability type='scsi_host'><capability type='fc_host'>
 <wwnn>2000000012341234</wwnn><wwpn>1000000012341234</wwpn></capability></capability></device>"""
@@ -42,8 +43,7 @@ nodedev-list
 VIRSH_DIFFERS = {
     "nodedev-info computer": "the test driver knows of no autostart, ours tells that there is none"
 }
-#: virsh 9 asks for active devices, a flag that the test driver does not know.
-EXIT_DIFFERS = {"nodedev-list"}
+EXIT_DIFFERS = {"nodedev-list"} & excuses("nodedev").keys()
 
 
 def test_virsh_cannot_tell(pair: Pair, tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ CALLS: dict[str, Callable[[libvirt.virConnect], object]] = {
 
 def test_calls_get_libvirtds_answers(pair: Pair) -> None:
     theirs, ours = (libvirt.open(uri) for uri in pair.uris())
-    wrong = []
+    wrong, excused = [], CALLS.keys() & excuses("nodedev").keys()
     for what, call in CALLS.items():
         expected, got = answer(call, theirs), answer(call, ours)
-        if expected != got:
+        if (expected != got) is not (what in excused):
             wrong.append(f"{what}: libvirtd {expected}, ours {got}")
     theirs.close(), ours.close()
     assert not wrong, "\n".join(wrong)

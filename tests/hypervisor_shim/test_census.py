@@ -22,7 +22,6 @@ from .serving import RawClient
 
 #: Called by no function of their own: the rest of the handshake, and a connection that asks for its name.
 _BY_NOBODY = {2, 67, 68, 69, 70, 110}
-_MEASURED_WITH = 443  # the last procedure of the libvirt (9.0) that the tests run with
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,9 @@ def test_each_number_is_what_the_function_of_its_name_calls(
 
 
 def test_no_number_is_in_the_census_that_nobody_calls(measured: dict[tuple[int, int], set[str]]) -> None:
-    listed = {n for n in CENSUS[Program.REMOTE] if n <= _MEASURED_WITH} - _BY_NOBODY
     called = {number for program, number in measured if program == Program.REMOTE}
-    assert listed == called
+    listed = {n for n in CENSUS[Program.REMOTE] if n <= max(called)} - _BY_NOBODY
+    assert listed == called, "the census ends where the installed libvirt's functions do, or later"
 
 
 def test_every_function_that_asks_the_server_something_is_in_the_census(

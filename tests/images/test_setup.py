@@ -20,6 +20,12 @@ def test_the_list_has_a_reason_for_every_package_and_none_twice(listing: Path) -
     assert len(names) == len(set(names))
 
 
+def test_a_package_may_be_of_newer_releases_only() -> None:
+    listing = "one  # of all\nnew [!bookworm]  # in Debian 12 it is part of another\n"
+    assert setup.wanted(listing, "bookworm") == ["one"]
+    assert setup.wanted(listing, "trixie") == setup.wanted(listing, "") == ["one", "new"]
+
+
 def test_missing_packages_are_found() -> None:
     assert setup.missing(["dpkg", "nicagent-no-such-package"]) == ["nicagent-no-such-package"]
 
