@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from nicagent.blockjobs import BlockJobs
-from nicagent.domains import Domains
+from nicagent.domains import Domains, definition_after
 from nicagent.errors import Kind, NicagentError
 from nicagent.lifecycle import Event
 from nicagent.model import (
@@ -116,25 +116,31 @@ class Controller:
     async def autostart(self, boot_id: str) -> None:
         """Start what is marked autostart: once per boot of the board, never on an agent restart."""
         last = await self._store.meta("boot-id")
+        marked = [each for each in self._domains.defined() if each.autostart or each.autostart_once]
         if last not in (None, boot_id):
             # The agent has just started too: a run that ended with the power is cleaned up first.
             async with asyncio.TaskGroup() as group:
                 for walker in self._walkers.values():
                     group.create_task(walker.at_rest(AUTOSTART_SECONDS))
-            for domain in [each for each in self._domains.defined() if each.autostart]:
+            for domain in marked:
                 if self._domains.walker(domain.uuid) is None:
                     try:
                         await self.start(domain.uuid, Cause(AGENT, "autostart after the board came up"))
                     except NicagentError as e:
                         log.error("autostart of %s: %s", domain.name, e)
         if last != boot_id:
-            await self._note_boot(boot_id)
+            await self._note_boot(boot_id, [domain.uuid for domain in marked if domain.autostart_once])
 
-    async def _note_boot(self, boot_id: str) -> None:
-        """Remember that this boot's autostart is done; it waits until there is room for that."""
+    async def _note_boot(self, boot_id: str, once: Iterable[str]) -> None:
+        """Remember that this boot's autostart is done, also of those that are started `once`; it waits until
+        there is room for that."""
         told = False
         while True:
             try:
+                async with self._placing:
+                    for uuid in once:
+                        if self._domains.is_defined(uuid):
+                            await self._domains.keep(replace(self.definition(uuid), autostart_once=False))
                 await self._store.put_meta("boot-id", boot_id)
             except NicagentError as e:  # a full disk must not end an agent that watches over running hosts
                 if not told:
@@ -243,7 +249,7 @@ class Controller:
         async with self._placing:
             self._domains.check(domain)
             old = self.definition(domain.uuid) if self._domains.is_defined(domain.uuid) else None
-            domain = replace(domain, persistent=True, autostart=old.autostart if old else False)
+            domain = definition_after(old, domain)
             await self.snapshots.settle(domain.uuid)
             await self._domains.keep(domain)
         log.info("domain %s defined (%s)", domain.name, cause)
@@ -263,7 +269,7 @@ class Controller:
             if any(other.name == domain.name for other in self._domains.known()):
                 raise NicagentError(Kind.EXISTS, f"domain with name '{domain.name}' already exists")
             before = self.domain(domain.uuid)
-            domain = replace(domain, persistent=True, autostart=old.autostart)
+            domain = definition_after(old, domain)
             await self._domains.keep(domain)
         log.info("domain %s renamed to %s (%s)", old.name, domain.name, cause)
         self._emit(event=DomainEvent.RENAMED_FROM, domain=before)
@@ -352,7 +358,7 @@ class Controller:
     async def _redefine(self, config: Domain) -> None:
         async with self._placing:
             old = self._domains.persistent(config.uuid, f"domain {config.name} was undefined meanwhile")
-            await self._domains.keep(replace(config, persistent=True, autostart=old.autostart))
+            await self._domains.keep(definition_after(old, config))
 
     async def undefine(self, uuid: str, cause: Cause) -> None:
         """Forget a definition; a running domain goes on as a transient one."""
@@ -372,6 +378,13 @@ class Controller:
             domain = self._domains.persistent(uuid, "cannot set autostart for transient domain")
             await self._domains.keep(replace(domain, autostart=autostart))
         log.info("domain %s autostart %s (%s)", domain.name, autostart, cause)
+
+    async def set_autostart_once(self, uuid: str, once: bool, cause: Cause) -> None:
+        """Mark a persistent domain to be started the next time the board comes up, and only then."""
+        async with self._placing:
+            domain = self._domains.persistent(uuid, "cannot set autostart for transient domain")
+            await self._domains.keep(replace(domain, autostart_once=once))
+        log.info("domain %s autostart once %s (%s)", domain.name, once, cause)
 
     # ---- power of domains
 

@@ -14,6 +14,13 @@ from nicagent.store import HostRecord, Run, Store
 from nicagent.walker import Walker
 
 
+def definition_after(old: Domain | None, new: Domain) -> Domain:
+    """The definition that takes the place of `old`: what no document tells stays as it was."""
+    if old is None:
+        return replace(new, persistent=True, autostart=False, autostart_once=False)
+    return replace(new, persistent=True, autostart=old.autostart, autostart_once=old.autostart_once)
+
+
 class Domains:
     """The persistent definitions and the running domains on `walkers`."""
 
@@ -50,7 +57,8 @@ class Domains:
         domain = replace(
             run.domain,
             persistent=persistent is not None,
-            autostart=persistent.autostart if persistent is not None else False,
+            autostart=persistent is not None and persistent.autostart,
+            autostart_once=persistent is not None and persistent.autostart_once,
         )
         return DomainStatus(
             domain,

@@ -167,7 +167,8 @@ class Domain:
     host: str | None = None  # pinned to this host; None: any free one
     tenant: str | None = None  # whose it is, for rules of access
     persistent: bool = True
-    autostart: bool = False
+    autostart: bool = False  # whenever the board comes up
+    autostart_once: bool = False  # the next time it does, and not again
 
 
 @dataclass(frozen=True)

@@ -350,6 +350,25 @@ async def test_autostart_happens_once_a_boot_of_the_board_and_not_on_an_agent_re
     assert world["metal-1"].acts.count("power on") == 1, "a host that runs is left alone"
 
 
+async def test_what_is_marked_to_be_started_once_is_started_at_one_boot_of_the_board(tmp_path: Path) -> None:
+    world = bodies()
+    uuid = domain("once").uuid
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.controller.autostart("boot-1")
+        await rig.controller.define(domain("once"), TESTER)
+        await rig.controller.set_autostart_once(uuid, True, TESTER)
+        await rig.controller.define(domain("once"), TESTER)
+        assert rig.controller.domain(uuid).domain.autostart_once, "a new document does not take the mark away"
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.controller.autostart("boot-2")
+        assert rig.controller.domain(uuid).state is HostState.RUNNING
+        assert not rig.controller.domain(uuid).domain.autostart_once
+        await rig.controller.destroy(uuid, TESTER)
+    async with Rig.live(tmp_path / "db", world) as rig:
+        await rig.controller.autostart("boot-3")
+        assert rig.controller.domain(uuid).id is None
+
+
 async def test_autostart_brings_back_what_a_power_loss_took(tmp_path: Path) -> None:
     world = bodies()
     async with Rig.live(tmp_path / "db", world) as rig:

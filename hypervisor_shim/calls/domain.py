@@ -160,6 +160,13 @@ def _get_autostart(session: Session, ref: Ref) -> int:
     return find_domain(session, ref).autostart
 
 
+def _get_autostart_once(session: Session, ref: Ref) -> int:
+    marked = find_domain(session, ref).autostart_once
+    if marked is None:
+        raise error(Code.NO_SUPPORT, "virDomainGetAutostartOnce", origin=Origin.DOMAIN)
+    return marked
+
+
 def _is_active(session: Session, ref: Ref) -> int:
     return find_domain(session, ref).active
 
@@ -283,6 +290,10 @@ async def _set_autostart(session: Session, ref: Ref, autostart: int) -> None:
     await session.driver.set_autostart(session.caller, find_domain(session, ref).uuid, bool(autostart))
 
 
+async def _set_autostart_once(session: Session, ref: Ref, once: int) -> None:
+    await session.driver.set_autostart_once(session.caller, find_domain(session, ref).uuid, bool(once))
+
+
 async def _set_metadata(
     session: Session, ref: Ref, kind: int, text: str | None, key: str | None, uri: str | None, flags: int
 ) -> None:
@@ -352,6 +363,8 @@ ROWS = [
     Procedure(35, "virDomainUndefine", _undefine, Record(DOMAIN), kind=_ACT),
     Procedure(231, "virDomainUndefineFlags", _undefine, Record(DOMAIN, UINT), kind=_ACT),
     Procedure(29, "virDomainSetAutostart", _set_autostart, Record(DOMAIN, INT), kind=_ACT),
+    Procedure(449, "virDomainGetAutostartOnce", _get_autostart_once, Record(DOMAIN), INT, True),
+    Procedure(450, "virDomainSetAutostartOnce", _set_autostart_once, Record(DOMAIN, INT), kind=_ACT),
     Procedure(264, "virDomainSetMetadata", _set_metadata, kind=_ACT,
               args=Record(DOMAIN, INT, OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT)),
     Procedure(201, "virDomainOpenConsole", _open_console, Record(DOMAIN, OPTIONAL_TEXT, UINT),

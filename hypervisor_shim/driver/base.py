@@ -180,6 +180,10 @@ class Driver(ABC):
     async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
         raise unsupported("virDomainSetAutostart")
 
+    async def set_autostart_once(self, caller: Caller, uuid: bytes, once: bool) -> None:
+        """Start it the next time the machine comes up, and only then."""
+        raise unsupported("virDomainSetAutostartOnce")
+
     async def set_metadata(
         self,
         caller: Caller,

@@ -194,6 +194,7 @@ class DomainInfo:
     cpu_time_ns: int | None = None  # None: not known, as of metal without an agent in its OS
     persistent: bool = True
     autostart: bool = False
+    autostart_once: bool | None = None  # None: the driver has no such mark
     updated: bool = False  # the definition changed since start: DOMAIN_IS_UPDATED
     os_type: str = "hvm"
     tenant: str | None = None  # whose it is, as its definition says (`Driver.tenant`); access rules go by it

@@ -385,6 +385,12 @@ class MetalDriver(Driver):
             await self._controller.set_autostart(text_of(uuid), autostart, cause_of(caller, "autostart"))
         self._remember(self._status(uuid))
 
+    async def set_autostart_once(self, caller: Caller, uuid: bytes, once: bool) -> None:
+        self._definition(uuid)
+        with translated():
+            await self._controller.set_autostart_once(text_of(uuid), once, cause_of(caller, "autostart"))
+        self._remember(self._status(uuid))
+
     async def set_metadata(
         self,
         caller: Caller,

@@ -303,6 +303,7 @@ def to_info(status: DomainStatus, *, updated: bool = False, tenant: str | None =
         max_vcpus=domain.vcpus,
         persistent=domain.persistent,
         autostart=domain.autostart,
+        autostart_once=domain.autostart_once,
         updated=updated,
         tenant=tenant if domain.persistent else domain.tenant,
     )

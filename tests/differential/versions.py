@@ -19,14 +19,13 @@ class Peer(Enum):
     DEBIAN_13 = "11.3"
 
 
-PEER = (
-    Peer.DEBIAN_13 if libvirt.getVersion() >= 10_000_000 else Peer.DEBIAN_12
-)  # the library is of its source
+#: Of one source with the library.
+PEER = Peer.DEBIAN_13 if libvirt.getVersion() >= 10_000_000 else Peer.DEBIAN_12
 
 
 @dataclass(frozen=True)
 class Difference:
-    where: str  # the test's module
+    where: str  # the test's module, or what several ask about
     what: str  # the command, or the test's own name for a call or document
     says_so: Peer  # the one that is not followed
     why: str
@@ -35,13 +34,13 @@ class Difference:
 DIFFERENCES = (
     Difference(
         "documents", "clusters", Peer.DEBIAN_13,
-        "every CPU topology is told with clusters='1', from 10.1 on, while we say that we are 10.0; a client that "
-        "knows of it takes 1 where it finds none, and what a document has is kept",
+        "every CPU topology is told with clusters='1', from 10.1 on, while we say that we are 10.0; a client "
+        "that knows of it takes 1 where it finds none, and what a document has is kept",
     ),
     Difference(
         "documents", "serial2", Peer.DEBIAN_12,
-        "a virtio console behind the one that mirrors a serial port gets port 0, and 1 when the document is sent "
-        "again: here, as in 11.3, it has its port from the first",
+        "a virtio console behind the one that mirrors a serial port gets port 0, and 1 when the document is "
+        "sent again: here, as in 11.3, it has its port from the first",
     ),
     Difference(
         "node", "freepages 0 2048", Peer.DEBIAN_13,

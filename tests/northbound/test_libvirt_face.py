@@ -19,6 +19,7 @@ from nicagent import config
 from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.libvirt_face import policy
 from tests.e2e.harness import answers
+from tests.hypervisor_shim.serving import RawClient, number, text
 
 CONFIG = """
 [agent]
@@ -122,6 +123,20 @@ def test_who_is_named_by_no_rule_is_not_let_in(agent: Agent) -> None:
 
 def test_root_needs_no_rule_and_no_login_where_none_is_asked(agent: Agent) -> None:
     assert agent.virsh(agent.local, "list", "--all", "--name").stdout.split() == ["db-1", "web-1"]
+
+
+def test_virsh_of_libvirt_11_marks_a_domain_for_the_next_boot_only(agent: Agent) -> None:
+    """`virsh autostart --once`, by its packets: virsh of libvirt 9 has no such word."""
+    marked, mark = 449, 450
+    with RawClient(agent.directory / "run/libvirt-sock") as client:
+        client.open()
+        web = client.call(23, text("web-1")).body
+        assert client.call(marked, web).body == number(0)
+        assert client.call(mark, web + number(1)).status == 0
+        assert client.call(marked, web).body == number(1)
+        assert client.call(15, web).body == number(0), "the mark for every boot is another"
+        assert client.call(mark, web + number(0)).status == 0
+        assert client.call(marked, web).body == number(0)
 
 
 def test_the_audit_is_in_the_agents_log(agent: Agent) -> None:
