@@ -25,12 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """Both fresh: the test driver keeps its state for as long as a connection is open, so one is held."""
+    """Both fresh: the test driver keeps its state for as long as a connection is open, so one is held. Nobody
+    answers libvirtd's keepalive on it, which on a slow machine would end it under a long script."""
     libvirt.registerErrorHandler(lambda *_: None, None)
     with (
         tempfile.TemporaryDirectory(prefix="lv-") as theirs,
         tempfile.TemporaryDirectory(prefix="nic-") as ours,
-        peer.libvirtd(Path(theirs)) as daemon,
+        peer.libvirtd(Path(theirs), more="keepalive_interval = -1\n") as daemon,
         serving(MemoryDriver(identity=LIKE_TEST, uri="test:///default"), Path(ours)) as served,
     ):
         held = libvirt.open(daemon.uri)
