@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     _log_to_stderr(arguments)
     try:
-        return int(arguments.run(arguments) or 0)
+        code = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except NicagentError as e:
         if getattr(arguments, "json", False):
             print(json.dumps({"error": e.kind.value, "message": e.message, "hint": e.hint}))

@@ -32,6 +32,7 @@ def make_authority(directory: Path) -> None:
     name = _name("nicagent libvirt CA")
     certificate = (
         _builder(name, name, key, _AUTHORITY_DAYS)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(authority=True), critical=True)
         .sign(key, hashes.SHA256())
@@ -73,8 +74,12 @@ def _issue(
         raise NicagentError(
             Kind.INVALID, f"{name!r} cannot be in a certificate: {bad}", "choose another"
         ) from None
+    # Strict verifiers, such as Python's from 3.13 on, want it known whose key signed (RFC 5280, 4.2.1.1).
+    signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key())
     builder = (
-        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder.add_extension(signed_by, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
     )

@@ -26,14 +26,14 @@ from nicagent.errors import Kind, NicagentError
 OUTPUT_LIMIT = 1 << 20  # bytes of stdout kept from a short command
 TERM_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
-# Debian package that ships a tool, for the hint when it is missing.
+# Debian package that ships a tool, for the hint when it is missing; two where it has moved between releases.
 PACKAGE_OF: Mapping[str, str] = {
     "dnsmasq": "dnsmasq-base",
     "ip": "iproute2",
     "ipmitool": "ipmitool",
     "nft": "nftables",
     "qemu-img": "qemu-utils",
-    "qemu-storage-daemon": "qemu-system-common",
+    "qemu-storage-daemon": "qemu-system-common qemu-utils",  # Debian 12's, 13's
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "unshare": "util-linux",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -167,11 +168,11 @@ async def test_power_on_status_and_off(agent: tuple[Rig, str]) -> None:
 async def test_a_reader_that_has_seen_enough_is_no_error(agent: tuple[Rig, str]) -> None:
     _, socket = agent
     command = f"{sys.executable} -m nicagent.cli hosts --socket {socket} | true; echo ${{PIPESTATUS[0]}}"
-    done = await asyncio.to_thread(
-        subprocess.run, ["bash", "-c", command], capture_output=True, text=True, timeout=30
-    )
-    assert done.stdout == "0\n"
-    assert done.stderr == ""
+    for unbuffered in ({}, {"PYTHONUNBUFFERED": "1"}):  # it is noticed at the end, or at once
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | unbuffered
+        run = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, timeout=30)
+        done = await asyncio.to_thread(run, ["bash", "-c", command])
+        assert (done.stdout, done.stderr) == ("0\n", ""), unbuffered
 
 
 def test_doctor_is_1_when_something_is_broken_and_says_it_in_json_too(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_missing_tool_is_told_with_its_package(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(proc.shutil, "which", lambda name, path: None)
     check = look(tmp_path, lab(tmp_path), "qemu-storage-daemon")
     assert check.verdict == "broken"
-    assert "apt-get install qemu-system-common" in check.mend
+    assert "apt-get install qemu-system-common qemu-utils" in check.mend
 
 
 def test_only_what_this_config_needs_is_asked_for(tmp_path: Path) -> None:

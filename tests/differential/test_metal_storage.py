@@ -13,6 +13,7 @@ import pytest
 
 from hypervisor_shim.memory import MemoryDriver
 from tests.differential.pair import virsh
+from tests.differential.versions import excuses
 from tests.hypervisor_shim import libvirtd as peer
 from tests.hypervisor_shim.serving import serving
 from tests.northbound.test_libvirt_storage import Agent
@@ -125,6 +126,7 @@ def test_what_libvirtds_own_pools_do_ours_do(agent: Agent, tmp_path: Path) -> No
     content = tmp_path / "content"
     content.write_bytes(b"content!" * (3 << 17))
     wrong, used = [], set()
+    not_asked = excuses("metal_storage")  # of libvirtd: it would be its end
     with (
         tempfile.TemporaryDirectory(prefix="lv-") as directory,
         peer.libvirtd(Path(directory), ["storage"]) as daemon,
@@ -137,6 +139,9 @@ def test_what_libvirtds_own_pools_do_ours_do(agent: Agent, tmp_path: Path) -> No
                 (f"storage+unix:///system?socket={daemon.path}", theirs),
                 (agent.served.uri, ours),
             ):
+                if line in not_asked and at is theirs:
+                    shown.append((1, "refused"))
+                    continue
                 code, words = virsh(uri, line.format(at=at, content=content))
                 shown.append((code, masked(words, at) if code == 0 else "refused"))
             if shown[0] == shown[1]:

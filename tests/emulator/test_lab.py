@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.anybody import opened
+
 pytestmark = pytest.mark.root
 
 REPOSITORY = Path(__file__).parents[2]
@@ -97,6 +99,7 @@ def as_anybody(directory: Path, *, run: bool = True, tun_mode: str = "666") -> l
         "set -e",
         f"mkdir {directory}/dev; mount -t tmpfs -o mode=755 tmpfs {directory}/dev",
         f"mknod -m {tun_mode} {directory}/dev/tun c 10 200; mount --bind {directory}/dev/tun /dev/net/tun",
+        opened(),
         "" if run else "mount -t tmpfs -o mode=755 tmpfs /run; mkdir /run/kept; ln -s kept /run/link",
         f'exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups env HOME=/ "$@"',
     ]

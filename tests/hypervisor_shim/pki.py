@@ -39,6 +39,7 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = (
             self._builder(self._name, self._key)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(certificates=True), critical=True)
             .sign(self._key, hashes.SHA256())
@@ -50,8 +51,10 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(_KINDS[kind], value) for kind, value in name])
         use = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
             self._builder(subject, key, until)
+            .add_extension(signed_by, critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(), critical=True)
             .add_extension(x509.ExtendedKeyUsage([use]), critical=False)

@@ -93,6 +93,7 @@ def virsh(uri: str, *command: str) -> subprocess.CompletedProcess[str]:
 def raw(secured: Secured, issued: Issued | None, ca: Authority | None = None) -> ssl.SSLSocket:
     """A client that does not look at its own certificate first, as libvirt's do. The handshake is done."""
     context = ssl.create_default_context(cadata=(ca or secured.ca).pem().decode())
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT  # the default from Python 3.13 on
     context.check_hostname = False
     if issued is not None:
         path = secured.pkipath(issued)

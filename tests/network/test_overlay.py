@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from nicagent.network.contract import RESPONDER
+from tests.anybody import as_user
 from tests.network import netlab
 from tests.network.netlab import HONEST, MARK, AgentError, Lab, arp, udp
 
@@ -386,11 +387,6 @@ def theirs() -> Iterator[Path]:
         yield Path(name)
 
 
-def _as_nobody(*argv: str) -> list[str]:
-    number = str(UNPRIVILEGED)
-    return ["setpriv", "--reuid", number, "--regid", number, "--clear-groups", *argv]
-
-
 def _really_root() -> bool:
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
@@ -403,7 +399,7 @@ def test_without_privileges_it_says_so_at_once(dark: Lab) -> None:
         "try: asyncio.run(driver.start())\n"
         "except NicagentError as e: print(e.kind, e)\n"
     )
-    said = dark.agents[0].netns.run(*_as_nobody(sys.executable, "-c", script))
+    said = dark.agents[0].netns.run(*as_user(UNPRIVILEGED, sys.executable, "-c", script))
     assert said.startswith("unavailable cannot read the guards of the ports: Operation not permitted"), said
     assert "run the agent as root or give it CAP_NET_ADMIN" in said
 
@@ -411,8 +407,8 @@ def test_without_privileges_it_says_so_at_once(dark: Lab) -> None:
 @pytest.mark.skipif(not _really_root(), reason="only root can become somebody else")
 def test_an_ordinary_user_can_have_it_all_in_a_user_namespace(theirs: Path) -> None:
     done = subprocess.run(
-        _as_nobody(
-            "unshare", "-Urnm", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        as_user(
+            UNPRIVILEGED, "unshare", "-Urnm", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
             f"--basetemp={theirs}/pytest", "tests/conformance/test_network.py",
             "-k", "get_their_addresses or forged or killed_anywhere",
         ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -115,6 +117,19 @@ def test_a_tenant_sees_and_works_his_own_domains_over_tls(agent: Agent) -> None:
     refused = agent.virsh(alice, "undefine", "web-1")
     assert "access denied: sasl:alice may not configure here (virDomainUndefine" in refused.stderr
     assert "access denied" not in agent.virsh(alice, "start", "web-1").stderr, "it may be started"
+
+
+def test_a_strict_client_takes_the_certificates(agent: Agent) -> None:
+    context = ssl.create_default_context(cafile=str(agent.directory / "client/cacert.pem"))
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT  # the default from Python 3.13 on
+    context.load_cert_chain(
+        agent.directory / "client/clientcert.pem", agent.directory / "client/clientkey.pem"
+    )
+    with (
+        socket.create_connection(("127.0.0.1", agent.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as encrypted,
+    ):
+        assert encrypted.recv(1) == b"\1", "libvirt's confirmation that the client's certificate is taken"
 
 
 def test_who_is_named_by_no_rule_is_not_let_in(agent: Agent) -> None:

@@ -292,8 +292,8 @@ def test_an_agent_without_dnsmasq_names_the_package(gpio: Bench) -> None:
 @pytest.mark.parametrize(
     ("host", "program", "package"),
     [
-        ("metal-1", "qemu-storage-daemon", "qemu-system-common"),
-        ("metal-2", "qemu-storage-daemon", "qemu-system-common"),
+        ("metal-1", "qemu-storage-daemon", "qemu-system-common qemu-utils"),
+        ("metal-2", "qemu-storage-daemon", "qemu-system-common qemu-utils"),
         ("metal-2", "dnsmasq", "dnsmasq-base"),
     ],
 )
