@@ -17,6 +17,7 @@ import stat
 import termios
 import tty
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from nicagent.errors import Kind, NicagentError
 
 log = logging.getLogger("nicagent.console")
 
-CHUNK = 65536  # bytes taken from the line at once
+CHUNK = 4096  # bytes taken from a tty at once: the kernel gives no more
 BACKLOG = 1 << 20  # bytes kept for a session that does not read
 REPLAY = 4096  # bytes of the past that a new session is shown
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0  # seconds between attempts to open the line
@@ -54,9 +55,9 @@ class SerialConsole:
         try:
             while True:
                 try:
-                    self._line = await _open(self._path, self._baud)
+                    self._line = await _open(self._path, self._baud, self._take)
                     wait = RETRY_FIRST
-                    await self._pump(self._line.reader)
+                    await self._line.over.wait()
                     log.info("%s: the console line %s was closed at its other end", self.host, self._path)
                 except (OSError, NicagentError) as e:
                     level = logging.WARNING if wait == RETRY_FIRST else logging.DEBUG
@@ -70,12 +71,11 @@ class SerialConsole:
                 session.end()
             self._log.close()
 
-    async def _pump(self, reader: asyncio.StreamReader) -> None:
-        while data := await reader.read(CHUNK):
-            self._recent = (self._recent + data)[-REPLAY:]
-            self._log.write(data)
-            for session in self._sessions:
-                session.feed(data)
+    def _take(self, data: bytes) -> None:
+        self._recent = (self._recent + data)[-REPLAY:]
+        self._log.write(data)
+        for session in self._sessions:
+            session.feed(data)
 
     def _hang_up(self) -> None:
         if self._line is not None:
@@ -155,8 +155,11 @@ class ConsoleSession:
             self._ready.clear()
             await self._ready.wait()
         data = self._chunks.popleft()
+        if self._chunks:  # for a reader that is behind, one long piece costs less than many short ones
+            data = b"".join((data, *self._chunks))
+            self._chunks.clear()
         if len(data) > limit:
-            self._chunks.appendleft(data[limit:])
+            self._chunks.append(data[limit:])
             data = data[:limit]
         self._held -= len(data)
         return data
@@ -206,29 +209,78 @@ class _RotatingLog:
         self._file.close()
 
 
+class _Incoming(asyncio.streams.FlowControlMixin):
+    """Gives on what comes in as it comes, and tells the end."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._take = take
+        self.over = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self._take(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.over.set()
+
+
+class _Tty:
+    """Reads a tty and owns its descriptor. (asyncio's transport for pipes asks for 256 KiB each time, which
+    costs more than the 4 KiB at most that a tty gives.)"""
+
+    def __init__(self, fd: int, take: Callable[[bytes], None]) -> None:
+        self._fd = fd
+        self._take = take
+        self._loop = asyncio.get_running_loop()
+        self.over = asyncio.Event()
+        self._loop.add_reader(fd, self._ready)
+
+    def _ready(self) -> None:
+        try:
+            data = os.read(self._fd, CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # hung up
+            data = b""
+        if data:
+            self._take(data)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if not self.over.is_set():
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self.over.set()
+
+
 @dataclass(frozen=True)
 class _Line:
     """The line while it is open: a tty has a transport each way, a socket one for both."""
 
-    reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    incoming: asyncio.BaseTransport
+    incoming: asyncio.BaseTransport | _Tty
+    over: asyncio.Event
 
     def close(self) -> None:
         # What nobody has taken is dropped with the line: a close that waits for it would never end.
         self.writer.transport.abort()
         self.incoming.close()
-        self.reader.feed_eof()
+        self.over.set()
 
 
-async def _open(path: Path, baud: int) -> _Line:
+async def _open(path: Path, baud: int, take: Callable[[bytes], None]) -> _Line:
+    """Both ways; what comes in is given to `take`."""
     if stat.S_ISSOCK(path.stat().st_mode):
-        reader, writer = await asyncio.open_unix_connection(str(path))
-        return _Line(reader, writer, writer.transport)
-    return await _open_tty(path, baud)
+        loop = asyncio.get_running_loop()
+        transport, incoming = await loop.create_unix_connection(lambda: _Incoming(take), str(path))
+        return _Line(asyncio.StreamWriter(transport, incoming, None, loop), transport, incoming.over)
+    return await _open_tty(path, baud, take)
 
 
-async def _open_tty(path: Path, baud: int) -> _Line:
+async def _open_tty(path: Path, baud: int, take: Callable[[bytes], None]) -> _Line:
     """A tty in raw mode, 8N1, held exclusively (TIOCEXCL), modem lines left alone (CLOCAL)."""
     speed = getattr(termios, f"B{baud}", None)
     if speed is None:
@@ -248,16 +300,14 @@ async def _open_tty(path: Path, baud: int) -> _Line:
         os.close(fd)
         raise
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    protocol = asyncio.StreamReaderProtocol(reader)
     # Two descriptors of one line: asyncio's pipe transports read or write, never both.
     out = os.fdopen(os.dup(fd), "wb", buffering=0)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(out.close)
-        incoming, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(fd, "rb", buffering=0))
+        incoming = _Tty(fd, take)
         on_failure.callback(incoming.close)
         transport, writing = await loop.connect_write_pipe(
             lambda: asyncio.streams.FlowControlMixin(loop=loop), out
         )
         on_failure.pop_all()
-    return _Line(reader, asyncio.StreamWriter(transport, writing, reader, loop), incoming)
+    return _Line(asyncio.StreamWriter(transport, writing, None, loop), incoming, incoming.over)

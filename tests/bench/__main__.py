@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 # What is measured, in the order of how long it takes. Each has `rows(runs) -> list of rows`.
-PARTS = ("agent", "hostile", "libvirt", "volumes", "nvmetcp", "boot")
+PARTS = ("agent", "hostile", "libvirt", "console", "volumes", "nvmetcp", "boot")
 
 
 def main() -> int:

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nicagent import pki
 from tests.bench.libvirt_load import DEFINE, Server, text
+from tests.bench.processes import Process, resident
 from tests.e2e.harness import answers
 from tests.hypervisor_shim import libvirtd as peer
 
@@ -163,31 +163,15 @@ def libvirtd(directory: Path, certificates: Path) -> Iterator[Side]:
 # ---- clients -----------------------------------------------------------------------------------------
 
 
-class Process:
-    """A client, or many, in a process of their own: an order a line, an answer a line."""
-
-    def __init__(self, *argv: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.answer() == "ready", "a client could not connect"
-
-    def order(self, what: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
-
-    def end(self) -> None:
-        self._process.communicate()
+def started(*argv: str) -> Process:
+    process = Process(*argv)
+    assert process.answer() == "ready", "a client could not connect"
+    return process
 
 
 def load(server: Server, count: int) -> Process:
     order = {"server": asdict(server), "count": count, "domain": "test"}
-    return Process("tests.bench.libvirt_load", json.dumps(order))
+    return started("tests.bench.libvirt_load", json.dumps(order))
 
 
 Sides = dict[str, Side]  # ours, and the peer where there is one
@@ -197,7 +181,7 @@ Figures = dict[str, list[float]]  # of each side
 def python_clients(sides: Sides, count: int, turns: int) -> Figures:
     """Calls a second of so many libvirt-python clients together."""
     groups = {
-        who: [Process(_ME, "client", side.uri, str(SLICE)) for _ in range(count)]
+        who: [started(_ME, "client", side.uri, str(SLICE)) for _ in range(count)]
         for who, side in sides.items()
     }
     rates: Figures = {who: [] for who in sides}
@@ -260,17 +244,12 @@ def idle_memory(sides: Sides) -> Figures:
     found: Figures = {}
     for who, side in sides.items():
         warm = [side.unix.connect() for _ in range(IDLE // 4)]
-        before = _resident(side.pid)
+        before = resident(side.pid)
         idle = [side.unix.connect() for _ in range(IDLE)]
-        found[who] = [(_resident(side.pid) - before) / IDLE]
+        found[who] = [(resident(side.pid) - before) / IDLE]
         for each in warm + idle:
             each.sock.close()
     return found
-
-
-def _resident(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0])
 
 
 # ---- rows --------------------------------------------------------------------------------------------

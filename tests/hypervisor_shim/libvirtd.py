@@ -26,6 +26,14 @@ for d in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
     [ -d $d ] && mount -t tmpfs none $d
 done
 home=$1; shift
+if [ -f "$home/qemu.conf" ]; then  # its driver ends at once without the user that Debian's package makes
+    cp "$home/qemu.conf" /etc/libvirt/; mkdir /run/lock
+    for f in passwd group; do
+        { cat /etc/$f; grep -q ^libvirt-qemu: /etc/$f || grep ^nobody: /etc/$f | sed s/^nobody/libvirt-qemu/
+        grep -q ^libvirt-qemu: /etc/$f || grep ^nogroup: /etc/$f | sed s/^nogroup/libvirt-qemu/; } >"$home/$f"
+        mount --bind "$home/$f" /etc/$f
+    done
+fi
 exec libvirtd -f "$home/libvirtd.conf" -p "$home/pid" "$@"
 """
 
