@@ -56,7 +56,7 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
 _SO_PEERGROUPS = 59  # Linux 4.13: the peer's other groups
 _GROUPS_SIZE = 1024  # bytes of the answer, four a group: the most that Python takes
 _FAMILIES = (
-    connect, domain, lifecycle, statistics, tuning, guest, devices, block, snapshot, migration,
+    connect, domain, lifecycle, tuning, guest, devices, block, snapshot, migration,
     node, network, nwfilter, interface, storage, nodedev, secret,
 )  # fmt: skip
 _FINISHING_TIME = 10.0  # seconds that acting calls get at the server's end before they are cancelled
@@ -64,7 +64,7 @@ _FINISHING_TIME = 10.0  # seconds that acting calls get at the server's end befo
 
 def make_tables() -> Tables:
     """The tables of every procedure this library serves."""
-    rows = [row for family in _FAMILIES for row in family.ROWS]
+    rows = [*statistics.rows(), *(row for family in _FAMILIES for row in family.ROWS)]
     return build_tables(rows, known_numbers((row.program, row.number, row.api) for row in rows))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 from hypervisor_shim.calls.checks import (
@@ -320,13 +320,32 @@ def _params(info: DomainInfo, counters: Counters, wanted: int) -> list[Param]:
     return [param for group, tell in _GROUPS if wanted & group for param in tell(info, counters)]
 
 
-@lru_cache(maxsize=LIST_MAX)
-def _at_rest(info: DomainInfo, wanted: int) -> bytes:
-    """The record of a domain of which nothing is counted: the same until something about it changes."""
-    return _RECORD.written((domain_value(info), _params(info, _NOTHING, wanted)))
+class _Records:
+    """The records of domains that are off, as they were written last: the same until something about them
+    changes. One belongs to each set of tables; it holds as many as one list can."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[bytes, int], tuple[DomainInfo, Counters, bytes]] = {}
+
+    def of(self, info: DomainInfo, counters: Counters, wanted: int) -> Any:
+        """What `_RECORD` writes."""
+        if info.active:
+            return domain_value(info), _params(info, counters, wanted)
+        kept = self._kept.get((info.uuid, wanted))
+        if kept is not None:
+            then, counted, written = kept
+            if (then is info or then == info) and (counted is counters or counted == counters):
+                return written
+        if len(self._kept) >= LIST_MAX:
+            self._kept.clear()
+        written = _RECORD.written((domain_value(info), _params(info, counters, wanted)))
+        self._kept[info.uuid, wanted] = info, counters, written
+        return written
 
 
-async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) -> list[Any]:
+async def _all_stats(
+    records: _Records, session: Session, refs: list[Ref], stats: int, flags: int
+) -> list[Any]:
     bits = flags & 0xFFFFFFFF
     known_flags(bits, LIST_FLAGS | _ENFORCE | _BACKING | _NOWAIT, "virConnectGetAllDomainStats")
     driver = session.driver
@@ -345,12 +364,7 @@ async def _all_stats(session: Session, refs: list[Ref], stats: int, flags: int) 
     if driver.statistics is not None and wanted != Groups.STATE:
         uuids = [info.uuid for info in infos]
         known = dict(await driver.statistics.counters(uuids, wait=not bits & _NOWAIT))
-    return [
-        _at_rest(info, wanted)
-        if (counters := known.get(info.uuid)) is None and info.cpu_time_ns is None
-        else (domain_value(info), _params(info, counters or _NOTHING, wanted))
-        for info in infos
-    ]
+    return [records.of(info, known.get(info.uuid, _NOTHING), wanted) for info in infos]
 
 
 # ---- control and jobs ----------------------------------------------------------------------------
@@ -406,8 +420,6 @@ async def _abort_job(session: Session, ref: Ref, flags: int = 0) -> None:
 _ACT = Kind.ACT
 _PARAMS = Record(Array(TYPED_PARAM), INT)
 ROWS = [
-    Procedure(344, "virConnectGetAllDomainStats", _all_stats, Record(Array(DOMAIN), UINT, INT),
-              Array(_RECORD), True, _ACT),
     Procedure(64, "virDomainBlockStats", _block_stats, Record(DOMAIN, TEXT), Record(*[HYPER] * 5), True,
               _ACT),
     Procedure(243, "virDomainBlockStatsFlags", _block_stats_flags, Record(DOMAIN, TEXT, INT, UINT), _PARAMS,
@@ -430,3 +442,13 @@ ROWS = [
     Procedure(164, "virDomainAbortJob", _abort_job, Record(DOMAIN), kind=_ACT),
     Procedure(442, "virDomainAbortJobFlags", _abort_job, Record(DOMAIN, UINT), kind=_ACT),
 ]  # fmt: skip
+
+
+def rows() -> list[Procedure]:
+    """Those of ROWS, and the one that remembers."""
+    args = Record(Array(DOMAIN), UINT, INT)
+    all_stats = partial(_all_stats, _Records())
+    return [
+        *ROWS,
+        Procedure(344, "virConnectGetAllDomainStats", all_stats, args, Array(_RECORD), True, _ACT),
+    ]

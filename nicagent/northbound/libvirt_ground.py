@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import uuid as uuidlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +53,8 @@ class Ground:
 
 def text_of(uuid: bytes) -> str:
     """A UUID as the controller writes it."""
-    return str(uuidlib.UUID(bytes=uuid))
+    text = uuid.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -99,7 +99,8 @@ class Load:
         self.calls = {
             "info": packet(REMOTE, 1, INFO, 0, 2, 0, reference),
             "list": packet(REMOTE, 1, LIST_ALL, 0, 2, 0, number(1) + number(0)),
-            "stats": packet(REMOTE, 1, STATS, 0, 2, 0, number(0) + number(1) + number(0)),
+            "state": packet(REMOTE, 1, STATS, 0, 2, 0, number(0) + number(1) + number(0)),
+            "stats": packet(REMOTE, 1, STATS, 0, 2, 0, number(0) + number(0) + number(0)),
         }
 
     def run(self, call: str, seconds: float) -> dict[str, float]:
