@@ -253,7 +253,8 @@ class Record(Codec):
 
 class Remembered(Record):
     """A struct whose values come again and again, such as the references in a listing: how each is written is
-    kept, for as many as one list can hold. Its values are tuples of hashable members."""
+    kept, for as many as one list can hold. Its values are tuples of hashable members. (What is kept is no
+    state: the bytes follow from the value alone, and nothing but time tells whether they were there.)"""
 
     def __init__(self, *members: Codec) -> None:
         super().__init__(*members)
@@ -371,7 +372,8 @@ class TypedParam(Codec):
 
 @lru_cache(maxsize=4096)
 def _param_head(name: str, tag: int) -> tuple[bytes, Callable[[bytes, Any], bytes] | None]:
-    """What stands before a value, and how to write both at once where the value is a number."""
+    """What stands before a value, and how to write both at once where the value is a number. A table that
+    fills itself: it follows from its arguments alone, so it is no more state than a constant is."""
     out: list[bytes] = []
     TEXT.write(name, out)
     INT.write(tag, out)

@@ -53,6 +53,7 @@ from nicagent.northbound.libvirt_control import Front, MetalControl, viewed
 from nicagent.northbound.libvirt_devices import MetalDevices
 from nicagent.northbound.libvirt_domain import (
     EVENTS,
+    MacHolders,
     bridges_of,
     live_part,
     tenant_of,
@@ -60,7 +61,7 @@ from nicagent.northbound.libvirt_domain import (
     to_info,
     with_nic_macs,
 )
-from nicagent.northbound.libvirt_ground import Ground, parsed, text_of
+from nicagent.northbound.libvirt_ground import Documents, Ground, text_of
 from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
 from nicagent.northbound.libvirt_migration import MetalMigration
@@ -114,6 +115,7 @@ class MetalDriver(Driver):
         self._bridges = bridges_of(config.segments)
         self._infos: dict[bytes, DomainInfo] = {}
         self._by_name: dict[str, bytes] = {}
+        self._macs = MacHolders()
         self._sinks: list[EventSink] = []
         self._sessions: dict[bytes, list[ConsoleSession]] = {}
         self._inventories = inventories
@@ -122,7 +124,10 @@ class MetalDriver(Driver):
         for status in controller.domains():
             self._remember(status)
         self._unwatch = controller.watch(self._on_change)
-        ground = Ground(config, controller, self._domain, self._infos.__getitem__, self._publish)
+        self._documents = Documents()
+        ground = Ground(
+            *(config, controller, self._domain, self._infos.__getitem__, self._publish, self._documents)
+        )
         self.devices = MetalDevices(ground)
         self.block = self._block = MetalBlock(ground)
         self._networks = self.networks = MetalNetworks(segments, controller, self._publish)
@@ -215,6 +220,7 @@ class MetalDriver(Driver):
         info = to_info(status, updated=self._updated(status), tenant=tenant)
         self._infos[info.uuid] = info
         self._by_name[info.name] = info.uuid
+        self._macs.put(info.uuid, frozenset(port.mac for port in status.domain.ports if port.mac))
         return info
 
     def _updated(self, status: DomainStatus) -> bool:
@@ -226,6 +232,7 @@ class MetalDriver(Driver):
         info = to_info(status, tenant=status.domain.tenant)
         self._infos.pop(info.uuid, None)
         self._by_name.pop(info.name, None)
+        self._macs.put(info.uuid, frozenset())
         return info
 
     # ---- reading
@@ -266,12 +273,12 @@ class MetalDriver(Driver):
     def domain_xml(self, uuid: bytes, *, inactive: bool, secure: bool) -> str:
         status, persistent = self._status(uuid), self._definition(uuid)
         if status.id is None or self._infos[uuid].id < 0 or (inactive and status.domain.persistent):
-            return domain_xml.format_domain(parsed(persistent.xml), secure=secure)
+            return domain_xml.format_domain(self._documents.parsed(persistent.xml), secure=secure)
         live = None if inactive else live_part(status, self._block.mirrors(uuid))
-        return domain_xml.format_domain(parsed(status.domain.xml), live, secure=secure)
+        return domain_xml.format_domain(self._documents.parsed(status.domain.xml), live, secure=secure)
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
-        return domain_xml.get_metadata(parsed(self._definition(uuid).xml), kind, uri)
+        return domain_xml.get_metadata(self._documents.parsed(self._definition(uuid).xml), kind, uri)
 
     def tenant(self, definition: DomainDef) -> str | None:
         return tenant_of(definition)
@@ -303,13 +310,9 @@ class MetalDriver(Driver):
 
     def _domain(self, definition: DomainDef) -> Domain:
         """A NIC has the MAC that it has: an address that the client left open becomes the NIC's own."""
-        taken = {
-            port.mac
-            for status in self._controller.domains()
-            if status.domain.uuid != text_of(definition.uuid)
-            for port in status.domain.ports
-        }
-        whole = with_nic_macs(definition, self._config.hosts, taken)
+        whole = with_nic_macs(
+            definition, self._config.hosts, lambda mac: self._macs.others(mac, definition.uuid)
+        )
         return to_domain(whole, self._pools, self._bridges)
 
     def _with_filters(self, domain: Domain) -> Domain:
@@ -404,7 +407,9 @@ class MetalDriver(Driver):
         if not self._status(uuid).domain.persistent:
             # Its definition is that of its run; to keep a changed one would make it persistent unasked.
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-        changed = domain_xml.set_metadata(parsed(self._definition(uuid).xml), kind, text, key, uri)
+        changed = domain_xml.set_metadata(
+            self._documents.parsed(self._definition(uuid).xml), kind, text, key, uri
+        )
         with translated():
             await self._controller.define(
                 to_domain(changed, self._pools, self._bridges), cause_of(caller, "metadata")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import ipaddress
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -79,8 +79,31 @@ def to_domain(
     )
 
 
+class MacHolders:
+    """Which domains have a MAC among their ports."""
+
+    def __init__(self) -> None:
+        self._macs: dict[bytes, frozenset[str]] = {}  # of a domain
+        self._holders: dict[str, set[bytes]] = {}
+
+    def put(self, uuid: bytes, macs: frozenset[str]) -> None:
+        """A domain has these and no others."""
+        for mac in self._macs.pop(uuid, frozenset()) - macs:
+            self._holders[mac].discard(uuid)
+            if not self._holders[mac]:
+                del self._holders[mac]
+        for mac in macs:
+            self._holders.setdefault(mac, set()).add(uuid)
+        if macs:
+            self._macs[uuid] = macs
+
+    def others(self, mac: str, uuid: bytes) -> bool:
+        """Whether a domain other than `uuid` has it."""
+        return bool(self._holders.get(mac, set()) - {uuid})
+
+
 def with_nic_macs(
-    definition: DomainDef, hosts: Mapping[str, Host], taken: Collection[str | None]
+    definition: DomainDef, hosts: Mapping[str, Host], taken: Callable[[str], bool]
 ) -> DomainDef:
     """The definition with made-up MACs replaced by those of NICs: of the pinned host, else of the first that
     has enough NICs and whose MACs no other domain has, else of the first that has enough.
@@ -94,7 +117,7 @@ def with_nic_macs(
         for name, host in hosts.items()
         if len(host.nics) >= count and pinned in (None, name)
     ]
-    fitting.sort(key=lambda macs: any(mac in taken for mac in macs))
+    fitting.sort(key=lambda macs: any(map(taken, macs)))
     if not fitting:
         return definition  # placement will say that no host has enough
     pairs = zip(definition.interfaces, fitting[0], strict=True)

@@ -16,6 +16,14 @@ from nicagent.errors import NicagentError
 from nicagent.model import Domain, DomainStatus
 
 
+class Documents:
+    """Definitions as they stand in the store, parsed. They were normalised when they came in: parsing them
+    again changes nothing, so what was parsed lately is kept."""
+
+    def __init__(self) -> None:
+        self.parsed: Callable[[str], DomainDef] = functools.lru_cache(maxsize=4096)(domain_xml.parse_domain)
+
+
 @dataclass(frozen=True)
 class Ground:
     """`to_domain` makes a definition the controller's; `info` and `publish` are the driver's."""
@@ -25,6 +33,7 @@ class Ground:
     to_domain: Callable[[DomainDef], Domain]
     info: Callable[[bytes], DomainInfo]
     publish: Callable[[Event], None]
+    documents: Documents
 
     def status(self, uuid: bytes) -> DomainStatus:
         """The domain as it is now. Raises NO_DOMAIN."""
@@ -42,22 +51,16 @@ class Ground:
 
     def live(self, uuid: bytes) -> DomainDef:
         """What the running domain is now. Raises OPERATION_INVALID."""
-        return parsed(self.running(uuid).domain.xml)
+        return self.documents.parsed(self.running(uuid).domain.xml)
 
     def persistent(self, uuid: bytes) -> DomainDef:
         """What the next start will use. Raises NO_DOMAIN, OPERATION_INVALID."""
         if not self.status(uuid).domain.persistent:
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-        return parsed(self.controller.definition(text_of(uuid)).xml)
+        return self.documents.parsed(self.controller.definition(text_of(uuid)).xml)
 
 
 def text_of(uuid: bytes) -> str:
     """A UUID as the controller writes it."""
     text = uuid.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-@functools.lru_cache(maxsize=4096)
-def parsed(xml: str) -> DomainDef:
-    """Definitions in the store were normalised when they came in; parsing them again changes nothing."""
-    return domain_xml.parse_domain(xml)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class MetalSnapshots(Snapshots):
         self._ground = ground
         self._block = block
         self._files = ground.controller.files
+        self._read: Callable[[str | None], Tree] = functools.lru_cache(maxsize=256)(_read)
 
     def snapshots(self, uuid: bytes) -> Sequence[Snapshot]:
         return self._tree(uuid).snapshots
@@ -174,7 +175,7 @@ class MetalSnapshots(Snapshots):
     # ---- within
 
     def _tree(self, uuid: bytes) -> Tree:
-        return _read(self._ground.controller.snapshots.of(text_of(uuid)))
+        return self._read(self._ground.controller.snapshots.of(text_of(uuid)))
 
     async def _keep(self, uuid: bytes, tree: Tree) -> None:
         text = msgspec.json.encode(tree).decode() if tree.snapshots else None
@@ -182,7 +183,6 @@ class MetalSnapshots(Snapshots):
             await self._ground.controller.snapshots.keep(text_of(uuid), text)
 
 
-@functools.lru_cache(maxsize=256)
 def _read(text: str | None) -> Tree:
     return Tree() if text is None else msgspec.json.decode(text, type=Tree)
 

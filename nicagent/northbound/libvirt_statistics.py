@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hypervisor_shim.driver import Caller, Impact
+from hypervisor_shim.driver import Caller, DomainInfo, Impact
 from hypervisor_shim.driver.statistics import (
     Counters as Told,
 )
@@ -26,6 +26,7 @@ from nicagent.hostlink.contract import answers
 from nicagent.model import Disk, DomainStatus, ExportStatus
 from nicagent.northbound.libvirt_ground import Ground, text_of
 
+OFF_MAX = 16_384  # domains that are off, of which is kept what is told
 SECTOR = 512  # bytes, of the kernel's own counting
 MILLI = 1_000_000  # ns
 
@@ -34,16 +35,28 @@ class MetalStatistics(Statistics):
     def __init__(self, ground: Ground, counters: Counters) -> None:
         self._ground = ground
         self._counters = counters
+        self._off: dict[bytes, tuple[DomainInfo, Told]] = {}  # made again when the domain's facts are others
 
     async def counters(self, uuids: Sequence[bytes], *, wait: bool = True) -> Mapping[bytes, Told]:
-        known = await self._counters.of(map(text_of, uuids), wait=wait)
-        told = {uuid: self._told(uuid, known.get(text_of(uuid))) for uuid in uuids}
+        infos = {uuid: self._ground.info(uuid) for uuid in uuids}
+        on = [uuid for uuid, info in infos.items() if info.active]
+        told = {uuid: self._of_one_off(uuid, info) for uuid, info in infos.items() if not info.active}
+        known = await self._counters.of(map(text_of, on), wait=wait)
+        told.update({uuid: self._told(uuid, known.get(text_of(uuid))) for uuid in on})
         if len(uuids) == 1 and not known:  # of one that is off the volumes are looked at too
             sizes = await self._counters.sizes(self._ground.status(uuids[0]).domain.disks)
             one = told[uuids[0]]
             disks = [_sized(disk, sizes.get(disk.target)) for disk in one.disks]
             told[uuids[0]] = replace(one, disks=disks)
         return told
+
+    def _of_one_off(self, uuid: bytes, info: DomainInfo) -> Told:
+        kept = self._off.get(uuid)
+        if kept is None or kept[0] is not info:
+            if len(self._off) >= OFF_MAX:
+                self._off.clear()
+            kept = self._off[uuid] = info, self._told(uuid, None)
+        return kept[1]
 
     def _told(self, uuid: bytes, reading: Reading | None) -> Told:
         status = self._ground.status(uuid)
