@@ -215,6 +215,56 @@ def test_clients_are_told_when_its_agent_goes_and_comes(running: Running) -> Non
             until(lambda line=line: line in log.read_text(), line, 60)  # type: ignore[misc]
 
 
+def test_disks_come_and_go_in_its_pcie_slot(running: Running) -> None:
+    """As test_hotplug.py has it over NVMe/TCP; here the OS is asked to let go of its disk."""
+    pool = running.agent.directory / "pool"
+    extra = pool / "extra.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", extra, "32M"], check=True)
+    with events(running.agent, running.home / "events.log") as told:
+        attach = ("attach-disk", "web", str(extra), "vdb", "--subdriver", "qcow2", "--live")
+        running.virsh(*attach)
+        until(lambda: "32M" in running.console.run("lsblk -no SIZE /dev/vdb || true"), "the OS sees its disk")
+        assert "vdb" not in running.virsh("dumpxml", "web", "--inactive")
+        assert "target vdb already exists" in running.refused(*attach)
+        sudo(running, "mkfs.ext4 -q /dev/vdb && mount /dev/vdb /mnt")
+        sudo(running, "head -c 8000000 /dev/urandom > /mnt/pattern; md5sum /mnt/pattern > /tmp/sum; sync")
+        other = pool / "other.raw"
+        other.write_bytes(bytes(1 << 20))
+        full = running.refused("attach-disk", "web", str(other), "vdc", "--subdriver", "raw", "--live")
+        assert "none of the 2 ports" in full, full
+        running.virsh("blockresize", "web", "vdb", "64M")
+        running.virsh("blockresize", "web", "vda", "5G")
+        until(lambda: "5G" in running.console.run("lsblk -dno SIZE /dev/vda"), "the OS sees its disk grow")
+        sudo(running, "resize2fs /dev/vdb")
+        running.virsh("snapshot-create-as", "web", "one", "--disk-only", "--no-metadata")
+        sudo(running, "cp /mnt/pattern /mnt/copy; sync")
+        running.agent.kill()
+        running.agent.start()
+        running.console.close()
+        running.console = Console.open(running.agent, "web")
+        running.console.wake(r"\$ ", 60)
+        for target in ("vda", "vdb"):
+            running.virsh("blockcommit", "web", target, "--active", "--shallow", "--wait", "--pivot")
+        said = sudo(
+            running, "echo 3 > /proc/sys/vm/drop_caches; md5sum -c /tmp/sum; cmp /mnt/pattern /mnt/copy"
+        )
+        assert "OK" in said
+        sudo(running, "umount /mnt")
+    with events(running.agent, told) as told:
+        running.virsh("detach-disk", "web", "vdb", "--live")
+        assert "vdb" not in running.console.run("ls /dev")
+        assert "vdb" not in running.virsh("domblklist", "web")
+        running.virsh(*attach)
+        until(lambda: "64M" in running.console.run("lsblk -no SIZE /dev/vdb || true"), "it is back")
+        until(lambda: "device-removed" in told.read_text(), "the event of its going")
+        assert "device-added" in told.read_text()
+    assert sudo(running, "dmesg | grep -ciE 'I/O error|remounting' || true") == "0"
+
+
+def sudo(running: Running, command: str) -> str:
+    return running.console.run(f"echo {PASSWORD} | sudo -S -p '' sh -c \"{command}\"", 60)
+
+
 def test_a_diagnostic_interrupt_reaches_the_os(running: Running) -> None:
     running.virsh("inject-nmi", "web")
     until(
