@@ -15,6 +15,7 @@ SUITES = (
     Suite("test_pools.py", "volumes are whole whatever happens to the agent", 200),
     Suite("test_inventory.py", "hosts' devices and secrets are shown as they are", 200),
     Suite("test_live_disks.py", "live disks are snapshot, copied and committed", 300, needs_image=False),
+    Suite("test_slot.py", "disks come and go in a PCIe slot", 200, "slot.toml", needs_image=False),
     Suite(
         "test_segments.py", "segments, filters, interfaces are what the kernel says", 200, needs_image=False
     ),

@@ -1,5 +1,5 @@
-"""Disks of a PCIe slot by stock virsh, on a host whose OS never answers: what is told, what is kept, and what a
-SIGKILL of the agent leaves. test_guest_agent.py has the same with an OS that does.
+"""Disks of a PCIe slot by stock virsh, on a host whose OS never answers: what is told, what is kept, and what
+a SIGKILL of the agent leaves. test_guest_agent.py has the same with an OS that does.
 """
 
 from __future__ import annotations
