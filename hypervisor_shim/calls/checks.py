@@ -45,6 +45,12 @@ def known_flags(flags: int, allowed: int, function: str, origin: Origin = Origin
     return flags
 
 
+def passes(facts: int, flags: int, groups: Iterable[int]) -> bool:
+    """Whether a listing with these flags shows what has these facts: it has one of each group of filters in
+    which a flag is set."""
+    return all(not flags & group or flags & group & facts for group in groups)
+
+
 def impact_of(info: DomainInfo, flags: int, function: str) -> Impact:
     """What LIVE and CONFIG may mean for this domain now."""
     impact = Impact(known_flags(flags, 3, function))

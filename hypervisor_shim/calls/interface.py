@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from hypervisor_shim.calls.checks import known_flags
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver.base import served
 from hypervisor_shim.driver.interface import InterfaceInfo, Interfaces
@@ -31,14 +33,7 @@ def _missing(what: str, key: str) -> LibvirtError:
     return error(Code.NO_INTERFACE, f"no interface with matching {what} '{key}'", origin=Origin.INTERFACE)
 
 
-def _flags(flags: int, allowed: int, function: str) -> int:
-    if flags & ~allowed:
-        raise LibvirtError(
-            Code.INVALID_ARG,
-            f"unsupported flags (0x{flags & ~allowed:x}) in function {function}",
-            origin=Origin.INTERFACE,
-        )
-    return flags
+_flags = partial(known_flags, origin=Origin.INTERFACE)
 
 
 async def _named(session: Session, ref: Ref, function: str) -> tuple[Interfaces, InterfaceInfo]:

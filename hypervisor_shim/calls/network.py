@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from hypervisor_shim.calls.checks import shown
+from hypervisor_shim.calls.checks import known_flags, passes, shown
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.calls.domain import metadata_kind
 from hypervisor_shim.driver import Impact
@@ -59,14 +60,7 @@ def _find(session: Session, ref: Ref, function: str) -> tuple[Networks, NetworkI
     return networks, info
 
 
-def _flags(flags: int, allowed: int, function: str) -> int:
-    if flags & ~allowed:
-        raise LibvirtError(
-            Code.INVALID_ARG,
-            f"unsupported flags (0x{flags & ~allowed:x}) in function {function}",
-            origin=Origin.NETWORK,
-        )
-    return flags
+_flags = partial(known_flags, origin=Origin.NETWORK)
 
 
 def network_value(info: NetworkInfo) -> Ref:
@@ -97,10 +91,7 @@ def _matches(info: NetworkInfo, flags: int) -> bool:
     facts = _ACTIVE if info.active else _INACTIVE
     facts |= _PERSISTENT if info.persistent else _TRANSIENT
     facts |= _AUTOSTART if info.autostart else _NO_AUTOSTART
-    return all(
-        not flags & group or flags & group & facts
-        for group in (_ACTIVE | _INACTIVE, _PERSISTENT | _TRANSIENT, _AUTOSTART | _NO_AUTOSTART)
-    )
+    return passes(facts, flags, (_ACTIVE | _INACTIVE, _PERSISTENT | _TRANSIENT, _AUTOSTART | _NO_AUTOSTART))
 
 
 def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[Any], int]:

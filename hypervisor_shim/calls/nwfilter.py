@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from hypervisor_shim.calls.checks import shown
+from hypervisor_shim.calls.checks import known_flags, shown
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver.base import served
 from hypervisor_shim.driver.nwfilter import BindingInfo, FilterInfo, NwFilters
@@ -26,13 +27,7 @@ def _filters(session: Session, function: str) -> NwFilters:
     return served(session.driver.nwfilters, function)
 
 
-def _flags(flags: int, allowed: int, function: str) -> None:
-    if flags & ~allowed:
-        raise LibvirtError(
-            Code.INVALID_ARG,
-            f"unsupported flags (0x{flags & ~allowed:x}) in function {function}",
-            origin=Origin.NWFILTER,
-        )
+_flags = partial(known_flags, origin=Origin.NWFILTER)
 
 
 def _missing(what: str, key: str) -> LibvirtError:

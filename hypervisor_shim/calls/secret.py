@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypervisor_shim.calls.checks import known_flags
+from hypervisor_shim.calls.checks import known_flags, passes
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.secret import Secrets, no_secret
@@ -53,8 +53,7 @@ _EPHEMERAL, _NO_EPHEMERAL, _PRIVATE, _NO_PRIVATE = 1, 2, 4, 8
 def _matches(secret: SecretDef, flags: int) -> bool:
     facts = _EPHEMERAL if secret.ephemeral else _NO_EPHEMERAL
     facts |= _PRIVATE if secret.private else _NO_PRIVATE
-    groups = (_EPHEMERAL | _NO_EPHEMERAL, _PRIVATE | _NO_PRIVATE)
-    return all(not flags & group or flags & group & facts for group in groups)
+    return passes(facts, flags, (_EPHEMERAL | _NO_EPHEMERAL, _PRIVATE | _NO_PRIVATE))
 
 
 def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[Ref], int]:

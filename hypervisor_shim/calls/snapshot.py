@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hypervisor_shim.access import Right, permit
-from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, known_flags
+from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, known_flags, passes
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import DomainInfo, served
 from hypervisor_shim.driver.snapshot import (
@@ -47,11 +47,7 @@ def _facts(snapshot: Snapshot, parents: set[str | None]) -> int:
 
 def _filtered(everything: Sequence[Snapshot], some: Iterable[Snapshot], flags: int) -> list[Snapshot]:
     parents = {each.parent for each in everything}
-    return [
-        each
-        for each in some
-        if all(not flags & group or flags & group & _facts(each, parents) for group in _GROUPS)
-    ]
+    return [each for each in some if passes(_facts(each, parents), flags, _GROUPS)]
 
 
 def _all(session: Session, ref: Ref, flags: int, function: str) -> tuple[DomainInfo, list[Snapshot]]:

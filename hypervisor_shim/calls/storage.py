@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from hypervisor_shim.calls.checks import known_flags, passes
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.driver import served
 from hypervisor_shim.driver.storage import (
@@ -51,12 +53,7 @@ _INFO_GET_PHYSICAL = 1
 _SPARSE_STREAM = 1
 
 
-def _flags(flags: int, allowed: int, function: str) -> int:
-    """The flags, if the call knows them all (libvirt refuses the rest with INVALID_ARG)."""
-    if flags & ~allowed:
-        message = f"unsupported flags (0x{flags & ~allowed:x}) in function {function}"
-        raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.STORAGE)
-    return flags
+_flags = partial(known_flags, origin=Origin.STORAGE)
 
 
 def _storage(session: Session, function: str) -> Storage:
@@ -92,7 +89,7 @@ def _matches(info: PoolInfo, flags: int) -> bool:
     facts |= _PERSISTENT if info.persistent else _TRANSIENT
     facts |= _AUTOSTART if info.autostart else _NO_AUTOSTART
     facts |= _TYPE_BITS.get(info.type, 0)
-    return all(not flags & group or flags & group & facts for group in (*_STATES, _ALL_TYPES))
+    return passes(facts, flags, (*_STATES, _ALL_TYPES))
 
 
 def _list_all(session: Session, need_results: int, flags: int) -> tuple[list[PoolArg], int]:

@@ -14,10 +14,10 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
+from nicagent.emulator.listener import Listener
 from nicagent.emulator.qemu import SERIAL_LIMIT, Board, SlotDisk, nbd_fields, slot_disks
 from nicagent.errors import NicagentError
 from nicagent.storage import slotwire
@@ -65,26 +65,18 @@ class Card:
         self._disks: dict[str, _Disk] = {}
         self._failed: dict[str, str] = {}
         self._lock = asyncio.Lock()
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(slot / slotwire.SOCKET, self._client, limit=slotwire.LINE_LIMIT)
         self._clients: dict[asyncio.StreamWriter, int] = {}
-        self._serving: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Card:
-        path = self._slot / slotwire.SOCKET
-        path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._client, path, limit=slotwire.LINE_LIMIT)
-        path.chmod(0o660)
+        await self._listener.open(mode=0o660)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        (self._slot / slotwire.SOCKET).unlink(missing_ok=True)
-        ending = [*self._serving, *self._stop()]
-        for task in ending:
-            task.cancel()
+        ending = self._stop()
+        await self._listener.close()
         if ending:
             await asyncio.wait(ending)
 
@@ -112,8 +104,6 @@ class Card:
     # ---- its clients
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._serving.add(task)
         self._clients[writer] = 0
         try:
             self._write(writer)
@@ -121,12 +111,8 @@ class Card:
                 await self.look()
                 self._clients[writer] += 1
                 self._write(writer)
-        except (ConnectionError, ValueError, asyncio.CancelledError):
-            pass
         finally:
-            self._serving.discard(task)
             del self._clients[writer]
-            writer.close()
 
     def _tell(self) -> None:
         for writer in tuple(self._clients):

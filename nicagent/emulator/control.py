@@ -17,7 +17,6 @@ JSON lines on `control.sock`. Requests: {"op": …}; replies {"ok": true, "data"
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import socket
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ import msgspec
 
 from nicagent.emulator import faults
 from nicagent.emulator.chassis import Chassis
+from nicagent.emulator.listener import Listener
 from nicagent.errors import Kind, NicagentError
 from nicagent.power.linewire import WAVEFORM_LIMIT
 
@@ -53,36 +53,19 @@ class ControlServer:
     def __init__(self, chassis: Chassis, more: Callable[[], Mapping[str, object]] = dict) -> None:
         self._chassis = chassis
         self._more = more
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._listener = Listener(chassis.directory / "control.sock", self._client, limit=REQUEST_LIMIT)
 
     async def __aenter__(self) -> ControlServer:
-        path = self._chassis.directory / "control.sock"
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        self._server = await asyncio.start_unix_server(self._client, str(path), limit=REQUEST_LIMIT)
+        await self._listener.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in tuple(self._clients):
-            task.cancel()
-        if self._clients:
-            await asyncio.wait(self._clients)
+        await self._listener.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._clients.add(task)
-        try:
-            while line := await reader.readline():
-                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
-                await writer.drain()
-        except (ValueError, ConnectionError, asyncio.CancelledError):  # too long, gone, or we are leaving
-            pass
-        finally:
-            self._clients.discard(task)
-            writer.close()
+        while line := await reader.readline():
+            writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+            await writer.drain()
 
     async def _answer(self, line: bytes) -> Mapping[str, object]:
         try:

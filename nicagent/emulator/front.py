@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from aiohttp import web
+
+from nicagent.emulator.listener import Listener
 
 REPORT = 8  # bytes
 ROLL_OVER = 0x01  # a report of too many keys at once: means nothing
@@ -51,42 +52,26 @@ class KeyServer:
     """`async with` it: takes reports on a unix socket for as long as the chassis stands there."""
 
     def __init__(self, path: Path, type_: Callable[[Sequence[KeyEvent]], Awaitable[None]]) -> None:
-        self._path = path
         self._type = type_
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._listener = Listener(path, self._client)
 
     async def __aenter__(self) -> KeyServer:
-        self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._client, str(self._path))
+        await self._listener.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in tuple(self._clients):
-            task.cancel()
-        if self._clients:
-            await asyncio.wait(self._clients)
+        await self._listener.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._clients.add(task)
         held: frozenset[str] = frozenset()
-        try:
-            while True:
-                report = await reader.readexactly(REPORT)
-                if ROLL_OVER in report[2:]:
-                    continue
-                now = names(report)
-                if events := changes(held, now):
-                    await self._type(events)
-                held = now
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            self._clients.discard(task)
-            writer.close()
+        while True:
+            report = await reader.readexactly(REPORT)
+            if ROLL_OVER in report[2:]:
+                continue
+            now = names(report)
+            if events := changes(held, now):
+                await self._type(events)
+            held = now
 
 
 class CaptureServer:
