@@ -241,6 +241,10 @@ class Controller:
 
     # ---- definitions
 
+    def misfit(self, uuid: str) -> str | None:
+        """Why no host could ever run the domain as it is defined; None when one could. Raises NOT_FOUND."""
+        return self._placement.never(self.definition(uuid), self._walkers)
+
     async def define(self, domain: Domain, cause: Cause) -> DomainStatus:
         """Make a definition durable; a running domain gets it at its next start.
 
@@ -253,6 +257,8 @@ class Controller:
             await self.snapshots.settle(domain.uuid)
             await self._domains.keep(domain)
         log.info("domain %s defined (%s)", domain.name, cause)
+        if (misfit := self.misfit(domain.uuid)) is not None:
+            log.warning("domain %s: no host could run it: %s", domain.name, misfit)
         status = self.domain(domain.uuid)
         self._emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
         return status

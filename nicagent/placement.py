@@ -64,6 +64,17 @@ class Placement:
             "nicagent hosts shows them all",
         )
 
+    def never(self, domain: Domain, walkers: Mapping[str, Walker]) -> str | None:
+        """Why no host could ever run the domain as it is defined; None when one could."""
+        misfits = []
+        for name, walker in walkers.items():
+            if domain.host in (None, name):
+                misfit = self.misfit(domain, walker.parts)
+                if misfit is None:
+                    return None
+                misfits.append(f"{name} {misfit}")
+        return "; ".join(misfits)
+
     def refusal(self, domain: Domain, walker: Walker) -> str | None:
         """Why this host cannot take the domain now; None when it can."""
         if walker.record.state is not HostState.FREE:

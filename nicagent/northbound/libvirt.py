@@ -292,7 +292,10 @@ class MetalDriver(Driver):
                     f"its graphics are not shown: the screen of host {status.host} is wired to no stream"
                 )
             return told
-        return [f"last run: {status.reason}"] if status.reason else []
+        told = [f"last run: {status.reason}"] if status.reason else []
+        if (misfit := self._controller.misfit(status.domain.uuid)) is not None:
+            told.append(f"no host here could run it: {misfit}")
+        return told
 
     def _status(self, uuid: bytes) -> DomainStatus:
         try:

@@ -69,6 +69,10 @@ def test_a_server_is_installed_watched_edited_cloned_and_removed(agent: Agent, h
     clone = [program("virt-clone"), "--connect", uri, "--original", "web", "--name", "web-2", "--auto-clone"]
     run([*clone, "--mac", NIC, "--check", "mac_in_use=off"], home)
     assert "web-2.qcow2" in agent.virsh("domblklist", "web-2")
+    assert "no host" not in agent.virsh("dominfo", "web-2")
+    agent.virsh("attach-interface", "web-2", "network", "blue", "--mac", "52:54:00:00:00:01", "--config")
+    assert "no host here could run it: metal-2 has 1 NICs for 2" in agent.virsh("dominfo", "web-2")
+    agent.virsh("detach-interface", "web-2", "network", "--mac", "52:54:00:00:00:01", "--config")
     agent.virsh("start", "web-2")
     agent.virsh("destroy", "web-2")
     for name in ("web", "web-2"):
