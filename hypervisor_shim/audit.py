@@ -73,10 +73,14 @@ def finder(row: Procedure) -> Callable[[bytes, int, int], str]:
     """How to tell a call's object from its packet: the first argument, if that is a reference."""
     first = row.args.members[0] if row.args is not None and row.args.members else None
     if isinstance(first, DomainRef):
+        assert row.args is not None
+        second = row.args.members[1] if row.api in _NAMED_ANEW else None
 
         def domain(buf: bytes, pos: int, end: int) -> str:
-            (uuid, name), _ = first.read(buf, pos, end)
-            return target((name.decode("utf-8", "replace"), uuid))
+            (uuid, name), behind = first.read(buf, pos, end)
+            named = target((name.decode("utf-8", "replace"), uuid))
+            new = None if second is None else second.read(buf, behind, end)[0]
+            return named if new is None else f"{named} {target((new,))}"
 
         return domain
     if isinstance(first, Record) or (isinstance(first, Text) and row.api in _NAMED_BY_TEXT):
@@ -89,6 +93,8 @@ def finder(row: Procedure) -> Callable[[bytes, int, int], str]:
     return lambda buf, pos, end: ""
 
 
+#: Calls whose second argument is the name that the object is to have.
+_NAMED_ANEW = frozenset({"virDomainRename"})
 #: Calls whose first text is an object's name and not a document.
 _NAMED_BY_TEXT = frozenset(
     f"virNodeDevice{verb}"

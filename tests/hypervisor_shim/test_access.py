@@ -516,6 +516,20 @@ def test_each_change_leaves_a_line_and_reading_leaves_none(guarded: Guarded) -> 
     )
 
 
+def test_a_new_name_is_in_the_audit(guarded: Guarded) -> None:
+    conn = guarded.open("owner")
+    web = conn.lookupByName("web-1")
+    web.destroy()
+    code_of(lambda: web.rename("db-7"))
+    web.rename("web-7")
+    until(lambda: len(guarded.records) >= 3)
+    conn.close()
+    assert [(r.api, r.target, r.code) for r in guarded.records[1:]] == [
+        ("virDomainRename", f'"web-1" {WEB} "db-7"', 88),
+        ("virDomainRename", f'"web-1" {WEB} "web-7"', 0),
+    ]
+
+
 def test_what_failed_and_what_a_reader_tried_is_in_the_audit(guarded: Guarded) -> None:
     guarded.served.server.policy = Policy()
     with RawClient(guarded.served.path) as client:

@@ -38,6 +38,10 @@ at = ["tls"]
 who = ["sasl:alice"]
 may = ["operate"]
 domains = ["web-*"]
+[[libvirt.access]]
+who = ["sasl:dora"]
+may = ["operate", "configure"]
+tenants = ["blue"]
 """
 DOMAIN = """
 <domain type='kvm'><name>{0}</name><memory unit='GiB'>1</memory><vcpu>1</vcpu>
@@ -90,6 +94,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         agent.nicagent("libvirt", "client", "ops", "--to", str(directory / "client")),
         agent.nicagent("libvirt", "passwd", "alice", told="open sesame\n"),
         agent.nicagent("libvirt", "passwd", "bob", told="open sesame\n"),
+        agent.nicagent("libvirt", "passwd", "dora", told="open sesame\n"),
     ):
         assert made.returncode == 0, made.stderr
     with (directory / "log").open("wb") as log:
@@ -117,6 +122,27 @@ def test_a_tenant_sees_and_works_his_own_domains_over_tls(agent: Agent) -> None:
     refused = agent.virsh(alice, "undefine", "web-1")
     assert "access denied: sasl:alice may not configure here (virDomainUndefine" in refused.stderr
     assert "access denied" not in agent.virsh(alice, "start", "web-1").stderr, "it may be started"
+
+
+def test_a_domain_is_a_tenants_by_its_metadata(agent: Agent) -> None:
+    dora = agent.remote("dora")
+
+    def claim(uri: str, *change: str) -> str:
+        words = ("metadata", "db-1", "urn:nicagent:domain:1", "--key", "nic", "--config", *change)
+        return agent.virsh(uri, *words).stderr
+
+    def seen() -> list[str]:
+        return agent.virsh(dora, "list", "--all", "--name").stdout.split()
+
+    assert seen() == []
+    assert claim(agent.local, "--set", "<domain><tenant>blue</tenant></domain>") == ""
+    assert seen() == ["db-1"]
+    assert "access denied" in claim(dora, "--set", "<domain><tenant>red</tenant></domain>")
+    assert "access denied" in claim(dora, "--remove")
+    assert claim(dora, "--set", "<domain><tenant>blue</tenant><host>metal-1</host></domain>") == ""
+    assert seen() == ["db-1"]
+    assert claim(agent.local, "--remove") == ""
+    assert seen() == []
 
 
 def test_a_strict_client_takes_the_certificates(agent: Agent) -> None:
@@ -166,7 +192,7 @@ def test_the_audit_is_in_the_agents_log(agent: Agent) -> None:
 
 
 def test_users_are_listed_and_dropped(agent: Agent) -> None:
-    assert agent.nicagent("libvirt", "users").stdout.split() == ["alice", "bob"]
+    assert agent.nicagent("libvirt", "users").stdout.split() == ["alice", "bob", "dora"]
     assert agent.nicagent("libvirt", "passwd", "carol", told="one\n").returncode == 0
     assert agent.nicagent("libvirt", "drop", "carol").returncode == 0
     again = agent.nicagent("libvirt", "drop", "carol")
