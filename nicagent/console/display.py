@@ -256,9 +256,10 @@ class _Shown:
         local, remote = (writer.get_extra_info(end) or ("", 0) for end in ("sockname", "peername"))
         scheme = "none" if self.binding.display.password is None else "vnc"
         sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        with contextlib.suppress(OSError):  # it may be gone already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         return Viewing((local[0], local[1]), (remote[0], remote[1]), scheme)
 
     async def _let_in(self, seat: _Seat, stream: Stream) -> Stream:
