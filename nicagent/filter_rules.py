@@ -200,6 +200,7 @@ PACKETS: Mapping[str, Packet] = {
     **{f"{name}-ipv6": Packet(6, PROTOCOL_NUMBERS.get(name)) for name in _OVER_BOTH},
     "icmpv6": Packet(6, PROTOCOL_NUMBERS["icmpv6"]),
 }
+_DCCP = 33
 _WITH_PORTS = ("tcp", "udp", "udplite", "sctp")
 
 
@@ -221,9 +222,10 @@ def _readers(protocol: str) -> Mapping[str, Reader]:
 
 READERS: Mapping[str, Mapping[str, Reader]] = {name: _readers(name) for name in (*_FRAME, *PACKETS)}
 
-_CHAINS = ("root", "mac", "arp", "rarp", "ipv4", "ipv6")
-#: Attributes that say nothing about traffic.
+_CHAINS = ("root", "mac", "vlan", "stp", "arp", "rarp", "ipv4", "ipv6")
+#: Attributes, and values of such, that say nothing about traffic.
 _SILENT = ("comment",)
+_IDLE = (("state", ""), ("state", "NONE"), ("gratuitous", "false"))
 #: An attribute that is nothing without another one.
 _NEEDS = {
     "srcmacmask": "srcmacaddr", "dstmacmask": "dstmacaddr",
@@ -258,6 +260,16 @@ def variable(text: str) -> tuple[str, int | None, int] | None:
     if number is None:
         return name, None, 0
     return (name, None, int(number)) if iterates else (name, int(number), 0)
+
+
+def says(name: str, text: str) -> bool:
+    """Whether an attribute of that value says anything about traffic."""
+    return name not in _SILENT and (name, text) not in _IDLE
+
+
+def chain_kind(chain: str) -> str:
+    """The protocol by which frames come to a chain: what its name begins with."""
+    return next((kind for kind in _CHAINS if chain.startswith(kind)), "root")
 
 
 def read(rule: Rule, name: str, text: str, where: str) -> Value:
@@ -296,8 +308,8 @@ def check(filter: Filter) -> None:
             f"{where} has more than {RULES_MAX} rules",
             "split it: a filter may refer to others",
         )
-    kind = filter.chain.partition("-")[0]
-    if kind not in _CHAINS:
+    kind = chain_kind(filter.chain)
+    if kind in ("vlan", "stp"):
         raise _unsupported(where, f"chain '{filter.chain}'", _WHY[kind])
     for number, rule in enumerate(filter.entries, start=1):
         if isinstance(rule, Rule):
@@ -307,9 +319,9 @@ def check(filter: Filter) -> None:
 def _check_rule(rule: Rule, where: str) -> None:
     if rule.protocol not in READERS:
         raise _unsupported(where, f"<{rule.protocol}>", _WHY[rule.protocol])
-    names = {name for name, _ in rule.match if name not in _SILENT}
+    names = {name for name, text in rule.match if says(name, text)}
     for name, text in rule.match:
-        if name in _SILENT or (name == "state" and text == "NONE"):
+        if not says(name, text):
             continue
         if name not in READERS[rule.protocol]:
             raise _unsupported(where, f"{name} of <{rule.protocol}>", _WHY.get(name, "it is not looked at"))
@@ -343,7 +355,7 @@ def _check_whole(rule: Rule, names: set[str], where: str) -> None:
     protocol = next((text for name, text in rule.match if name == "protocol"), None)
     ports = {name for name in names if "port" in name}
     if rule.protocol in ("ip", "ipv6") and ports:
-        needs = {PROTOCOL_NUMBERS[name] for name in _WITH_PORTS}
+        needs = {_DCCP, *(PROTOCOL_NUMBERS[name] for name in _WITH_PORTS)}
         if rule.negated or protocol is None or read(rule, "protocol", protocol, where) not in needs:
             raise _unsupported(
                 where, f"{min(ports)} of <{rule.protocol}>", "it needs a protocol that has ports beside it"
@@ -352,7 +364,7 @@ def _check_whole(rule: Rule, names: set[str], where: str) -> None:
     if rule.protocol == "ipv6" and "type" in names and (rule.negated or not is_icmp):
         raise _unsupported(where, "type of <ipv6>", "it needs protocol='icmpv6' beside it")
     plain = {name: text for name, text in rule.match if name in names and not text.startswith("$")}
-    coherent({name: read(rule, name, text, where) for name, text in plain.items() if name != "state"}, where)
+    coherent({name: read(rule, name, text, where) for name, text in plain.items()}, where)
 
 
 def _unsupported(where: str, what: str, why: str) -> NicagentError:

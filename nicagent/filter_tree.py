@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nicagent.errors import Kind, NicagentError, Thing
-from nicagent.filter_rules import Filter, Names, Reference, Rule, Value, coherent, read, variable
+from nicagent.filter_rules import Filter, Names, Reference, Rule, Value, coherent, read, says, variable
 from nicagent.model import PortBinding
 from nicagent.network.contract import RESPONDER
 
@@ -112,7 +112,8 @@ def _instances(rule: Rule, variables: Variables, where: str) -> Iterator[Mapping
     """The rule's attributes once for each combination of its variables' values: those of one iterator go side
     by side, those of different ones all with all.
     """
-    named = {name: found for name, text in rule.match if (found := variable(text)) is not None}
+    match = [(name, text) for name, text in rule.match if says(name, text)]
+    named = {name: found for name, text in match if (found := variable(text)) is not None}
     missing = sorted(
         {name for name, index, _ in named.values() if len(variables.get(name, ())) <= (index or 0)}
     )
@@ -132,17 +133,12 @@ def _instances(rule: Rule, variables: Variables, where: str) -> Iterator[Mapping
                     f"{where}: variables of iterator {iterator} have lists of different lengths",
                     f"give each its own iterator, as ${name}[@1]",
                 )
-    plain = {
-        name: read(rule, name, text, where)
-        for name, text in rule.match
-        if name not in named and name not in ("comment", "state")
-    }
+    plain = {name: read(rule, name, text, where) for name, text in match if name not in named}
     for places in itertools.product(*(range(length) for length in lengths.values())):
         at = dict(zip(lengths, places, strict=True))
         yield plain | {
             attribute: read(rule, attribute, variables[name][at[iterator] if index is None else index], where)
             for attribute, (name, index, iterator) in named.items()
-            if attribute != "comment"
         }
 
 

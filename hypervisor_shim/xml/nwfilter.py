@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -11,6 +10,7 @@ from xml.etree.ElementTree import Element, SubElement
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, uuid_text
 from hypervisor_shim.xml.domain_check import parse_uuid
 from hypervisor_shim.xml.nwfilter_def import FilterDef
+from hypervisor_shim.xml.nwfilter_values import written
 from hypervisor_shim.xml.read import read_document
 from hypervisor_shim.xml.write import write_element
 
@@ -22,24 +22,35 @@ _PRIORITIES = {
 _ACTIONS = ("drop", "accept", "reject", "return", "continue")
 _DIRECTIONS = ("in", "out", "inout")
 _RULE_PRIORITY = 500
+_CHAIN_LETTERS = re.compile(r"[a-zA-Z0-9_.:-]*")
+_CHAIN_MAX = 12
+_PARAMETER_NAME = re.compile(r"[a-zA-Z0-9_]+")
+_PARAMETER_VALUE = re.compile(r"[a-zA-Z0-9_.:]+")
+_PORTED = ("tcp", "udp", "33", "0x21", "sctp")
 
 _MACS = "srcmacaddr srcmacmask dstmacaddr dstmacmask"
 _ADDRESSES = "srcipaddr srcipmask dstipaddr dstipmask"
 _PORTS = "srcportstart srcportend dstportstart dstportend"
 _LAYER4 = f"srcmacaddr {_ADDRESSES} srcipfrom srcipto dstipfrom dstipto dscp connlimit-above state"
-_IP = f"{_MACS} {_ADDRESSES} protocol {_PORTS} type typeend code codeend dscp comment"
+_IP = f"{_MACS} {_ADDRESSES} protocol {_PORTS} dscp comment"
+_IPV6 = f"{_MACS} {_ADDRESSES} protocol {_PORTS} type typeend code codeend dscp comment"
 _ARP = (
     f"{_MACS} hwtype protocoltype opcode arpsrcmacaddr arpdstmacaddr arpsrcipaddr arpsrcipmask arpdstipaddr"
     " arpdstipmask gratuitous comment"
 )
+_STP = (
+    "root-priority root-priority-hi root-address root-address-mask root-cost root-cost-hi sender-priority"
+    " sender-priority-hi sender-address sender-address-mask port port-hi age age-hi max-age max-age-hi"
+    " hello-time hello-time-hi forward-delay forward-delay-hi"
+)
 _ATTRIBUTES = {
     "mac": f"{_MACS} protocolid comment",
     "vlan": f"{_MACS} vlanid encap-protocol comment",
-    "stp": f"{_MACS} type flags comment",
+    "stp": f"{_MACS} type flags {_STP} comment",
     "arp": _ARP,
     "rarp": _ARP,
     "ip": _IP,
-    "ipv6": _IP,
+    "ipv6": _IPV6,
     "tcp": f"{_LAYER4} {_PORTS} option flags ipset ipsetflags comment",
     "udp": f"{_LAYER4} {_PORTS} ipset ipsetflags comment",
     "sctp": f"{_LAYER4} {_PORTS} ipset ipsetflags comment",
@@ -75,7 +86,7 @@ def parse_filter(xml: str) -> FilterDef:
     root, chain = _head(sent, name)
     uuid = None
     text = sent.findtext("uuid")
-    if text is not None:
+    if text:
         uuid = parse_uuid(text)
         if uuid is None:
             raise error(Code.XML_ERROR, "malformed uuid element", origin=Origin.NWFILTER)
@@ -85,7 +96,8 @@ def parse_filter(xml: str) -> FilterDef:
         elif child.tag == "filterref":
             root.append(_reference(child))
     references = tuple(each.get("filter", "") for each in root.iterfind("filterref"))
-    return FilterDef(name, uuid, chain, int(root.get("priority", "0")), references, root)
+    priority = int(root.get("priority", _PRIORITIES[chain_kind(chain) or "root"]))
+    return FilterDef(name, uuid, chain, priority, references, root)
 
 
 def format_filter(definition: FilterDef, uuid: bytes) -> str:
@@ -118,34 +130,40 @@ def format_binding(
     return write_element(root)
 
 
+def chain_kind(chain: str) -> str | None:
+    """The protocol by which frames come to a chain: what its name begins with. None for a name of none."""
+    if chain == "root":
+        return "root"
+    return next((kind for kind in _CHAINS[1:] if chain.startswith(kind)), None)
+
+
+def _chain(detail: str) -> LibvirtError:
+    return error(Code.INVALID_ARG, detail, origin=Origin.NWFILTER)
+
+
 def _head(sent: Element, name: str) -> tuple[Element, str]:
     root = Element("filter", name=name)
-    chain = sent.get("chain", "root")
-    kind = next((known for known in _CHAINS if chain == known or chain.startswith(f"{known}-")), None)
-    if kind is None or (kind == "root" and chain != "root"):
-        raise error(
-            Code.INVALID_ARG,
+    chain = sent.get("chain") or "root"
+    if len(chain) > _CHAIN_MAX:
+        raise _chain(f"Name of chain is longer than {_CHAIN_MAX} characters")
+    if not _CHAIN_LETTERS.fullmatch(chain):
+        raise _chain("Chain name contains invalid characters")
+    kind = chain_kind(chain)
+    if kind is None:
+        raise _chain(
             f"Invalid chain name '{chain}'. Please use a chain name called 'root' or any of the following"
-            f" prefixes: {', '.join(_CHAINS[1:])}",
-            origin=Origin.NWFILTER,
+            f" prefixes: {', '.join(_CHAINS[1:])}"
         )
     root.set("chain", chain)
     priority = sent.get("priority")
     if priority is not None:
-        try:
-            value = int(priority, 0)
-        except ValueError:
-            raise error(
-                Code.INVALID_ARG, f"Could not parse chain priority '{priority}'", origin=Origin.NWFILTER
-            ) from None
+        value = _decimal(priority)
+        if value is None:
+            raise _chain(f"Could not parse chain priority '{priority}'")
         if not -1000 <= value <= 1000:
-            raise error(
-                Code.INVALID_ARG,
-                f"Priority '{value}' is outside valid range of [-1000,1000]",
-                origin=Origin.NWFILTER,
-            )
+            raise _chain(f"Priority '{value}' is outside valid range of [-1000,1000]")
         root.set("priority", str(value))
-    elif chain != "root":
+    elif kind not in ("root", "stp"):  # libvirtd does not show stp's
         root.set("priority", str(_PRIORITIES[kind]))
     return root, chain
 
@@ -161,38 +179,42 @@ def _rule(sent: Element) -> Element:
     if direction not in _DIRECTIONS:
         raise _unsupported("unknown rule direction attribute value")
     rule = Element("rule", action=action, direction=direction)
-    priority = sent.get("priority", "")
-    known = re.fullmatch(r"-?[0-9]+", priority) is not None and -1000 <= int(priority) <= 1000
-    rule.set("priority", str(int(priority)) if known else str(_RULE_PRIORITY))
+    priority = _decimal(sent.get("priority", ""))
+    known = priority is not None and -1000 <= priority <= 1000
+    rule.set("priority", str(priority if known else _RULE_PRIORITY))
     if sent.get("statematch", "").lower() in ("0", "false"):
         rule.set("statematch", "false")
-    for child in sent:
-        if child.tag in PROTOCOLS:
-            rule.append(_protocol(child))
-            break  # a rule is about one protocol: the first
+    abouts = [child for child in sent if child.tag in PROTOCOLS]
+    if abouts:  # a rule is about one protocol, the first; what is said of it twice counts together
+        rule.append(_protocol([each for each in abouts if each.tag == abouts[0].tag]))
     return rule
 
 
-def _protocol(sent: Element) -> Element:
-    made = Element(sent.tag)
-    if sent.get("match") == "no":
+def _decimal(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,9}", text) else None
+
+
+def _protocol(sent: Sequence[Element]) -> Element:
+    made = Element(sent[0].tag)
+    said: dict[str, str] = {}
+    for each in sent:
+        said |= each.attrib
+    if said.get("match") == "no":
         made.set("match", "no")
-    for name in PROTOCOLS[sent.tag]:
-        value = sent.get(name)
-        if value is None:
-            continue
-        if name.endswith(("ipaddr", "ipfrom", "ipto")) and not value.startswith("$") and not _address(value):
-            raise _internal(f"{name} has illegal value {value}")
-        made.set(name, value)
+    for name in PROTOCOLS[made.tag]:
+        if name in said:
+            try:
+                made.set(name, written(made.tag, name, said[name]))
+            except ValueError:
+                raise _internal(f"{name} has illegal value {said[name]}") from None
+    ports = any(name in made.attrib for name in _PORTS.split())
+    if made.tag in ("ip", "ipv6") and ports and made.get("protocol") not in _PORTED:
+        version = "IP" if made.tag == "ip" else "IPv6"
+        raise _internal(
+            f"{version} rule with port specification requires protocol specification"
+            " with protocol to be either one of tcp(6), udp(17), dccp(33), or sctp(132)"
+        )
     return made
-
-
-def _address(value: str) -> bool:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _reference(sent: Element) -> Element:
@@ -200,8 +222,11 @@ def _reference(sent: Element) -> Element:
     if not name:
         raise _internal("filterref node requires filter attribute")
     made = Element("filterref", filter=name)
-    for parameter in sent.iterfind("parameter"):
-        made.append(Element("parameter", name=parameter.get("name", ""), value=parameter.get("value", "")))
+    # Kept by name; the values of one name stay in the order they came. What is no name or value is left out.
+    for parameter in sorted(sent.iterfind("parameter"), key=lambda each: each.get("name", "")):
+        key, value = parameter.get("name", ""), parameter.get("value", "")
+        if _PARAMETER_NAME.fullmatch(key) and _PARAMETER_VALUE.fullmatch(value):
+            made.append(Element("parameter", name=key, value=value))
     return made
 
 

@@ -23,7 +23,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nicagent.filter_rules import ETHERTYPES, PACKETS, Packet, Value
+from nicagent.filter_rules import ETHERTYPES, PACKETS, Packet, Value, chain_kind
 from nicagent.filter_tree import Placed
 from nicagent.nft import ACCEPT, DROP, Json, match, meta
 from nicagent.nft import field as header
@@ -106,7 +106,7 @@ def _frames(made: Program, rules: list[Placed], direction: str) -> None:
     steps: list[tuple[tuple[int, int], Expressions]] = list(zip(root, chains.pop("root", []), strict=True))
     below = sorted(chains.items(), key=lambda item: priorities[item[0]])
     for number, (name, rules_of) in enumerate(below):
-        kind = name.partition("-")[0]
+        kind = chain_kind(name)
         target = f"{direction}-{number}-{kind}"
         made.chains[target] = rules_of
         only = [match(_TYPE, ETHERTYPES[kind])] if kind in ETHERTYPES else []

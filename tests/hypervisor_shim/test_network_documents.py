@@ -70,7 +70,17 @@ def test_a_network_that_was_read_once_stays_as_it_is(xml: str) -> None:
             st.sampled_from(["accept", "drop", "reject", "return", "continue"]),
             st.sampled_from(["in", "out", "inout"]),
             st.sampled_from(sorted(PROTOCOLS)),
-            st.dictionaries(st.sampled_from(["comment", "state", "protocolid", "dstportstart"]), texts),
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "comment": texts,
+                    "state": st.sampled_from(("new", "NONE", "ESTABLISHED,NEW", "")),
+                    "protocolid": st.sampled_from(("0x800", "34525", "0X88B5", "ARP")),
+                    "srcmacaddr": st.sampled_from(("1:2:3:4:5:A", "$MAC[@01] ")),
+                    "opcode": st.sampled_from(("request", "9", "0x1", "11")),
+                    "dscp": st.sampled_from(("007", "0X10")),
+                },
+            ),
         ),
         max_size=4,
     )
