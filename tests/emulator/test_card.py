@@ -139,7 +139,7 @@ async def test_a_host_without_an_os_keeps_what_it_has(
     rig: VirtioRig, storage: HostStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(virtio, "RELEASE_SECONDS", 1.0)
-    disks = [disk(f"vd{letter}", rig.raw(f"{letter}.raw")) for letter in "abcde"]
+    disks = [disk(f"vd{letter}", rig.raw(f"{letter}.raw"), readonly=letter == "b") for letter in "abcde"]
     sets = [rig.exports(disks[:count]) for count in range(6)]
     await storage.present(sets[1], rig.initiator)
     async with powered(rig, BARE) as chassis:

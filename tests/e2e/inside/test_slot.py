@@ -134,8 +134,23 @@ def test_an_agent_that_is_killed_over_it_brings_it_to_its_end(bench: Bench) -> N
     assert bench.defined() >= {"vda", "vdc"}
 
 
+def test_an_agent_that_is_killed_while_the_os_thinks_serves_on(bench: Bench) -> None:
+    words = ("detach-disk", NAME, "vda", "--live")
+    asking = threading.Thread(target=lambda: bench.agent.virsh(*words, check=False, seconds=20))
+    asking.start()
+    until(lambda: "vda" not in bench.plugged(), "the OS to be asked")
+    bench.agent.kill()
+    asking.join()
+    bench.agent.start()
+    assert "vda" not in bench.defined(), "what was durable is forgotten"
+    export = ["nbd+unix:///vda?socket=" + str(lab_directory() / "metal/slot/server.sock")]
+    subprocess.run(["qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", *export], check=True, timeout=20)
+
+
 def test_the_next_run_has_what_the_definition_says(bench: Bench) -> None:
+    began = time.monotonic()
     bench.virsh("destroy", NAME)
+    assert time.monotonic() - began < 10, "what the OS has not let go of was waited for"
     assert not list((lab_directory() / "metal/slot").glob("*.nbd")), "something of the tenant is left"
     bench.start()
     assert bench.plugged() == bench.defined() == {"vda", "vdc"}
