@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from nicagent.emulator.body import CYCLE_GAP, DEBOUNCE, OVERRIDE, Action, Event, Power, Verdict, step
 from nicagent.emulator.card import Card
 from nicagent.emulator.faults import BOUNCE_PERIOD, Fault
@@ -200,6 +202,7 @@ class Chassis:
             "qemu_pid": self._board.pid if self._board is not None else None,
             "faults": {str(fault): value for fault, value in self.faults.items()},
             "boot_flags": self.boot.raw.hex(),
+            "slot": None if self.card is None else msgspec.to_builtins(self.card.state()),
             "last_event": None if last is None else asdict(last),
             "paths": {
                 "lines": str(here / "lines.sock"),
