@@ -45,18 +45,23 @@ class Placement:
     # ---- where
 
     def place(self, domain: Domain, walkers: Mapping[str, Walker]) -> Walker:
-        """The host to run on: the pinned one, else the first that is free, off and big enough.
+        """The host to run on: the pinned one, else the first that is free, off and big enough. For a domain with
+        a screen, one that can show it comes before one that cannot.
 
         Raises WRONG_STATE with every host's reason when there is none.
         """
-        refusals = []
+        fitting: list[Walker] = []
+        refusals: list[str] = []
         for name, walker in walkers.items():
             if domain.host is not None and domain.host != name:
                 continue
             refusal = self.refusal(domain, walker)
             if refusal is None:
-                return walker
-            refusals.append(f"{name} {refusal}")
+                fitting.append(walker)
+            else:
+                refusals.append(f"{name} {refusal}")
+        if fitting:
+            return next((each for each in fitting if _shows(domain, each.parts)), fitting[0])
         raise NicagentError(
             Kind.WRONG_STATE,
             f"no host can take domain {domain.name}: "
@@ -123,7 +128,7 @@ class Placement:
 
     async def _display(self, domain: Domain, parts: Parts, others: Iterable[Run]) -> DisplayBinding | None:
         """Where the domain's screen is shown; None where it has none, or the host's cannot be."""
-        if domain.display is None or parts.displays is None or not parts.displays.shows(parts.name):
+        if domain.display is None or parts.displays is None or not _shows(domain, parts):
             return None
         taken = {run.display.port for run in others if run.display is not None}
         return await parts.displays.bind(parts.name, domain.display, taken)
@@ -186,6 +191,11 @@ class Placement:
         avoid = {*segment.reserved, *segment.fixed.values()} - {kept}
         address = await self._store.lease(port.segment, domain.uuid, port.name, first, last, avoid)
         return PortBinding(port, nic.device, nic.mac, address, domain.name)
+
+
+def _shows(domain: Domain, parts: Parts) -> bool:
+    """Whether all of the domain that is to be seen can be, on this host."""
+    return domain.display is None or (parts.displays is not None and parts.displays.shows(parts.name))
 
 
 def _again(binding: DisplayBinding | None, display: Display | None) -> DisplayBinding | None:

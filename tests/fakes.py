@@ -43,6 +43,7 @@ class Body:
         self.fail: dict[str, int] = {}  # act → how many more times it fails
         self.hold: set[str] = set()  # acts that do not return while they are in here
         self.held = asyncio.Event()  # set whenever an act is held
+        self.screen = True  # it has one that can be shown
         self.dead_button = False  # power on does nothing
         self.stuck_on = False  # power off does nothing
         self.ignores_shutdown = False
@@ -178,7 +179,7 @@ class BodyDisplays(Displays):
         self.bodies = bodies
 
     def shows(self, host: str) -> bool:
-        return True
+        return self.bodies[host].screen
 
     async def bind(self, host: str, display: Display, taken: Collection[int]) -> DisplayBinding:
         port = display.port or min({5900, 5901, 5902} - set(taken))

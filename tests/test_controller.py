@@ -11,7 +11,7 @@ import pytest
 
 from nicagent import controller as controller_module
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import Change, Domain, DomainEvent, HostState, Port, Power, PowerAction
+from nicagent.model import Change, Display, Domain, DomainEvent, HostState, Port, Power, PowerAction
 from nicagent.snapshots import Notes
 from nicagent.store import HostRecord, Store
 from tests.rig import TESTER, Rig, bodies, domain, held
@@ -41,6 +41,14 @@ async def test_a_domain_goes_to_the_first_host_that_can_take_it(rig: Rig) -> Non
     await run(rig, domain("b"))
     assert rig.controller.domain(domain("a").uuid).host == "metal-1"
     assert rig.controller.domain(domain("b").uuid).host == "metal-2"
+
+
+async def test_a_domain_with_a_screen_goes_where_it_is_shown_if_it_can(rig: Rig) -> None:
+    rig.bodies["metal-1"].screen = False
+    for name, host, shown in (("a", "metal-2", True), ("b", "metal-1", False)):
+        await run(rig, domain(name, display=Display()))
+        status = rig.controller.domain(domain(name).uuid)
+        assert (status.host, status.display is not None) == (host, shown)
 
 
 async def test_a_pinned_domain_goes_nowhere_else(rig: Rig) -> None:
