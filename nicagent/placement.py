@@ -45,8 +45,8 @@ class Placement:
     # ---- where
 
     def place(self, domain: Domain, walkers: Mapping[str, Walker]) -> Walker:
-        """The host to run on: the pinned one, else the first that is free, off and big enough. For a domain with
-        a screen, one that can show it comes before one that cannot.
+        """The host to run on: the pinned one, else the first that is free, off and big enough. If the domain
+        has a screen, one that can show it comes before one that cannot.
 
         Raises WRONG_STATE with every host's reason when there is none.
         """
