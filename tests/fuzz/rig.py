@@ -200,14 +200,20 @@ class Rig:
                 f"left behind: {len(self._clients)} clients, {self.partial_bytes} bytes of packets"
             )
 
-    def client(self, *, read_only: bool = False, authenticator: Authenticator | None = None) -> Client:
+    def client(
+        self,
+        *,
+        read_only: bool = False,
+        authenticator: Authenticator | None = None,
+        policy: Policy | None = None,
+    ) -> Client:
         """One that is connected; what it sends comes after. `authenticator`: who asks it first."""
         caller = Caller("uid:0", "rig", read_only, True, 1)
         session = Session(
             self.driver,
             caller,
             read_only,
-            Policy(),
+            policy or Policy(),
             ("uid:0",),
             authenticator,
             authenticated=authenticator is None,
@@ -258,6 +264,7 @@ class Client:
         self._pipe = pipe
         self.session = session
         self.answers: dict[int, Any] = {}  # of the last call or settling: what calls that succeeded were told
+        self.said = bytearray()  # all that the server has told this client
         self._serial = 0
         connection.connection_made(pipe)
 
@@ -314,6 +321,7 @@ class Client:
         self.answers.clear()
         said = bytes(self._pipe.written)
         self._pipe.written.clear()
+        self.said += said
         pos = 0
         while pos < len(said):
             size, program, _, number, type_, serial, status = HEADER.unpack_from(said, pos)

@@ -12,13 +12,16 @@ import pkgutil
 import struct
 from collections.abc import Callable
 from functools import cache, partial
+from uuid import UUID
 
 import hypervisor_shim.xml
+from hypervisor_shim.access import About, Policy, Right, Rule, about
+from hypervisor_shim.driver import Caller, CreateFlags, DestroyFlags
 from hypervisor_shim.errors import LibvirtError
 from hypervisor_shim.frame import HEADER, STREAM_DATA_MAX, Program, Status, Type, packet
 from hypervisor_shim.procedures import Procedure
 from hypervisor_shim.xdr import XdrError
-from tests.hypervisor_shim.serving import number, optional, text
+from tests.hypervisor_shim.serving import TEST_UUID, number, optional, text
 
 from .arguments import Arguments
 from .documents import document
@@ -27,6 +30,7 @@ from .logins import logins
 from .metal import Metal
 from .rig import Client, Rig, Violation, is_stream
 from .source import Source
+from .worlds import WITH_CONSOLE, InMemory
 
 Target = Callable[[bytes], None]
 
@@ -97,6 +101,63 @@ async def _calls(rig: Rig, source: Source) -> None:
         if not source:
             break
         await client.call(row.number, _arguments(rig, row, source), program=row.program)
+
+
+# ---- rights ----------------------------------------------------------------------------------------------
+
+_HIDDEN = UUID("0b5c0ffe-e000-4000-8000-00000000d00d")
+_HIDDEN_NAME = "not-for-you"
+_SEEN = str(UUID(bytes=TEST_UUID))
+_HIDDEN_DOCUMENT = WITH_CONSOLE.replace("<name>test", f"<name>{_HIDDEN_NAME}").replace(
+    "6695eb01f6a4830479aa97f2502e193f", str(_HIDDEN)
+)
+_TENANT = Policy([Rule(("uid:*",), Right.ALL, ("t*", "vda", "default"), shared=Right.READ)])
+_OWNER = Caller("uid:0", "the owner", False, True, 2)
+_TELLING = (_HIDDEN.bytes, str(_HIDDEN).encode(), _HIDDEN.hex.encode(), _HIDDEN_NAME.encode())
+
+
+@cache
+def _shared_rig() -> Rig:
+    return Rig(InMemory(_HIDDEN_DOCUMENT))
+
+
+async def _rights(rig: Rig, source: Source) -> None:
+    """A client with rights on some domains calls what it likes, while the owner of another works that: its
+    name and UUID are in no answer, error or event, and nothing happens to it. Half of the clients know its
+    UUID, as from an earlier time, and ask for it.
+    """
+    client, driver = rig.client(policy=_TENANT), rig.driver
+    await client.feed(_OPEN)
+    for event in (0, 1, 23):
+        await client.call(316, number(event) + number(0))
+    uuid, rows = _HIDDEN.bytes, list(rig.rows.values())
+    of_domains = [row for row in rows if about(row) in (About.DOMAIN, About.DOMAINS)]
+    knowing = source.one_in(2)
+    before = driver.domain_xml(uuid, inactive=True, secure=True)
+    running = True
+    for _ in range(_CALLS_MAX):
+        if not source:
+            break
+        if source.one_in(4):
+            running = not running
+            if running:
+                await driver.create(_OWNER, uuid, CreateFlags.NONE)
+            else:
+                await driver.destroy(_OWNER, uuid, DestroyFlags.DEFAULT)
+        row = source.pick(of_domains if source.below(4) else rows)
+        body = _arguments(rig, row, source)
+        if knowing and source.below(2):
+            body = body.replace(TEST_UUID, uuid).replace(_SEEN.encode(), str(_HIDDEN).encode())
+        await client.call(row.number, body, program=row.program)
+    await client.settle()
+    for each in _TELLING[-1:] if knowing else _TELLING:
+        if each in client.said:
+            raise Violation(f"a client that may not see the domain was told {each!r}")
+    now = driver.domain(uuid)
+    if now is None or now.active is not running or now.autostart or not now.persistent:
+        raise Violation(f"a client that may not see the domain made it {now}")
+    if driver.domain_xml(uuid, inactive=True, secure=True) != before:
+        raise Violation("a client that may not see the domain has changed it")
 
 
 # ---- the agent's face ------------------------------------------------------------------------------------
@@ -211,6 +272,7 @@ def targets() -> dict[str, Target]:
         "streams": lambda data: _rig().run(_streams, data),
         "handshakes": lambda data: _door().run(data),
         "logins": lambda data: _rig().run(logins, data),
+        "rights": lambda data: _shared_rig().run(_rights, data),
         "metal": lambda data: _metal_rig(running=bool(data[-1] & 1)).run(_calls, data),
         "looks": lambda data: _metal_rig(running=True).run(looks, data),
         "codecs": _codecs,

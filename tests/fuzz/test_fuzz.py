@@ -23,7 +23,7 @@ from .targets import looks, targets
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLES = {
     "frames": 400, "calls": 500, "streams": 250, "codecs": 1500, "handshakes": 150, "logins": 80, "metal": 50,
-    "looks": 50,
+    "looks": 50, "rights": 200,
 }  # fmt: skip
 PER_PARSER = 150
 TARGETS = targets()

@@ -34,12 +34,15 @@ class World(Protocol):
 
 
 class InMemory:
-    """The reference driver."""
+    """The reference driver, with the domain `test` and `others`."""
 
     patience = 0.0
 
+    def __init__(self, *others: str) -> None:
+        self._documents = (WITH_CONSOLE, *others)
+
     async def begin(self) -> MemoryDriver:
-        driver = MemoryDriver([WITH_CONSOLE])
+        driver = MemoryDriver(self._documents)
         driver.storage = Filled(driver._publish)
         return driver
 
