@@ -16,17 +16,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.e2e.harness import BOOT_SECONDS
 from tests.provision.test_link import LINK, Lab
 from tests.provision.test_script import CHOICE
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE, ARTEFACTS = ROOT / ".cache/images/debian.qcow2", ROOT / ".cache/boot"
 OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
-LOGIN_SECONDS = 240  # a busy machine without KVM
 
 pytestmark = [
     pytest.mark.guest,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(2 * BOOT_SECONDS),
     pytest.mark.skipif(not IMAGE.exists(), reason="the OS image is not built: make image"),
 ]
 
@@ -78,7 +78,7 @@ class Guest:
 
     def login(self) -> str:
         """To a shell; returns what the console said on the way."""
-        said = self.expect(r"login: ", LOGIN_SECONDS)
+        said = self.expect(r"login: ", BOOT_SECONDS)
         self.type("debian")
         self.expect("Password: ", 60)
         self.type("debian")
@@ -119,7 +119,7 @@ def test_the_image_boots_from_a_plain_local_disk(tmp_path: Path) -> None:
     disk = f"if=none,id=disk,file={overlay(tmp_path)}"
     guest = Guest(tmp_path, "-drive", disk, "-device", "virtio-blk-pci,drive=disk")
     try:
-        said = guest.expect(r"login: ", LOGIN_SECONDS)
+        said = guest.expect(r"login: ", BOOT_SECONDS)
         assert "Booting `Debian GNU/Linux'" in said, "GRUB did not start the system"
         assert "file `" not in said, f"GRUB complains: {said}"
     finally:

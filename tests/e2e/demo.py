@@ -19,9 +19,18 @@ from rich.table import Table
 
 from nicagent import client
 from nicagent.emulator.control import ChassisControl
-from tests.e2e.harness import Agent, Console, Figures, disk, domain_xml, events, lab_directory, make_agents
+from tests.e2e.harness import (
+    BOOT_SECONDS,
+    Agent,
+    Console,
+    Figures,
+    disk,
+    domain_xml,
+    events,
+    lab_directory,
+    make_agents,
+)
 
-LOGIN_SECONDS = 240.0
 SHUTDOWN_SECONDS = 120.0
 
 terminal = Terminal(highlight=False)
@@ -101,7 +110,7 @@ def boot(agent: Agent, name: str, figure: Figures) -> Console:
     figure.pgood = time.time() - figure.asked
     console = Console.open(agent, name)
     try:
-        console.expect(r"login: ", LOGIN_SECONDS)
+        console.expect(r"login: ", BOOT_SECONDS)
         figure.login = time.time() - figure.asked
         say(name, f"login prompt after {figure.login:.1f} s")
         # The prompt was taken; an empty line brings a new one.
@@ -116,7 +125,7 @@ def boot(agent: Agent, name: str, figure: Figures) -> Console:
 def watch_first_read(figure: Figures) -> None:
     """When the host first reads a disk on its PCIe bus, as its chassis sees it. A network disk is none."""
     chassis = ChassisControl.of(lab_directory(), figure.name)
-    while figure.first_read is None and time.time() < figure.asked + LOGIN_SECONDS:
+    while figure.first_read is None and time.time() < figure.asked + BOOT_SECONDS:
         if any(disk["rd_bytes"] for disk in in_slot(chassis)):
             figure.first_read = time.time() - figure.asked
         time.sleep(0.05)

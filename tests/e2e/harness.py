@@ -21,6 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BASE_IMAGE = ROOT / ".cache/images/debian.qcow2"
 ARTEFACTS = ROOT / ".cache/boot"
+#: To a login prompt without KVM, on a machine that has other things to do: 60 on an idle one, 150 with four
+#: times as much to do as processors.
+BOOT_SECONDS = 420.0
 LOGIN, PASSWORD = "debian", "debian"  # of the test image, see images/debian/README.md
 
 

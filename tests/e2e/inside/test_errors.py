@@ -611,7 +611,7 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "unknown format": (GOOD.replace("type='qcow2'", "type='vmdk'"), "'vmdk' is not known here; use raw or"),
     "no segment": (
         GOOD.replace("type='network'", "type='bridge'").replace("network='blue'", "bridge='br0'"),
-        "interface 0: type 'bridge' names no segment; use <interface type='network'>",
+        r"interface 0: bridge 'br0' is that of no segment; list it in segments\.NAME\.bridges, or use",
     ),
     "a name that is taken": (
         GOOD.replace("web2<", "web<").replace("</name>", f"</name><uuid>{TAKEN_UUID}</uuid>"),

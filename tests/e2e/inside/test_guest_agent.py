@@ -20,6 +20,7 @@ import libvirt
 import pytest
 
 from tests.e2e.harness import (
+    BOOT_SECONDS,
     PASSWORD,
     Agent,
     Console,
@@ -31,7 +32,6 @@ from tests.e2e.harness import (
     wired_agent,
 )
 
-BOOT_SECONDS = 240.0
 MAC = "02:00:00:02:00:02"
 
 

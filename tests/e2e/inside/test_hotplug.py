@@ -18,8 +18,19 @@ from pathlib import Path
 import pytest
 
 from nicagent.emulator.control import ChassisControl
-from tests.e2e.harness import PASSWORD, Agent, Console, disk, domain_xml, events, lab_directory, make_agents
+from tests.e2e.harness import (
+    BOOT_SECONDS,
+    PASSWORD,
+    Agent,
+    Console,
+    disk,
+    domain_xml,
+    events,
+    lab_directory,
+    make_agents,
+)
 
+pytestmark = pytest.mark.timeout(2 * BOOT_SECONDS)  # a suite's own bound is in its lab's table
 BUTTON, RESET = 23, 27
 MAC = "02:00:00:01:00:02"  # of the one NIC that leads to a segment
 NAME = "web-1"
@@ -89,7 +100,7 @@ def running() -> Iterator[Running]:
         with events(agent, Path(home) / "events.log") as told:
             agent.virsh("start", NAME)
             console = Console.open(agent, NAME)
-            console.login(240)
+            console.login(BOOT_SECONDS)
             console.run(
                 f"echo {PASSWORD} | sudo -S sh -c 'echo debian ALL=NOPASSWD: ALL > /etc/sudoers.d/test'"
             )

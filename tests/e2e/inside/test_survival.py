@@ -19,8 +19,9 @@ import pytest
 
 from nicagent import client
 from nicagent.emulator.control import ChassisControl
-from tests.e2e.harness import Agent, Console, disk, domain_xml, lab_directory, make_agents
+from tests.e2e.harness import BOOT_SECONDS, Agent, Console, disk, domain_xml, lab_directory, make_agents
 
+pytestmark = pytest.mark.timeout(2 * BOOT_SECONDS)  # a suite's own bound is in its lab's table
 BUTTON, RESET = 23, 27
 MEBIBYTES = 1024
 ROUNDS = int(os.environ.get("NICAGENT_ROUNDS", "50"))
@@ -69,7 +70,7 @@ def running() -> Iterator[Running]:
         agent.virsh("define", str(definition))
         agent.virsh("start", "web-1")
         console = Console.open(agent, "web-1")
-        console.login(240)
+        console.login(BOOT_SECONDS)
         chassis = ChassisControl.of(lab_directory(), "metal-1")
         host = Running(agent, console, chassis, agent.virsh("domuuid", "web-1"))
         try:
