@@ -120,6 +120,11 @@ class Agent:
         )
 
 
+def job_is_ready(shown: str) -> bool:
+    """Whether `virsh blockjob --info` says that all is copied: "100 %", and "100.00 %" from libvirt 10 on."""
+    return re.search(r"\b100(\.00)? %", shown) is not None
+
+
 def c_locale() -> dict[str, str]:
     """The environment with untranslated messages."""
     return {**os.environ, "LC_ALL": "C.UTF-8"}

@@ -26,6 +26,7 @@ from tests.e2e.harness import (
     disk,
     domain_xml,
     events,
+    job_is_ready,
     lab_directory,
     make_agents,
 )
@@ -243,7 +244,7 @@ def test_an_agent_that_is_killed_in_a_copy_finds_it_again(running: Running) -> N
     assert running.path() == before
     running.virsh("blockjob", NAME, "vda", "--bandwidth", "0")
     running.until(
-        lambda: "100 %" in running.virsh("blockjob", NAME, "vda", "--info"), "the copy to be ready", 60
+        lambda: job_is_ready(running.virsh("blockjob", NAME, "vda", "--info")), "the copy to be ready", 60
     )
     running.virsh("blockjob", NAME, "vda", "--pivot")
     assert running.path() == copy
