@@ -65,7 +65,7 @@ class Agent:
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
 
-    def start(self, *, seconds: float = 20.0) -> float:
+    def start(self, *, seconds: float = 60.0) -> float:
         """Start it; returns the seconds from exec until its libvirt socket answers."""
         began = time.monotonic()
         self.launch()
