@@ -273,7 +273,7 @@ def targets() -> dict[str, Target]:
         "handshakes": lambda data: _door().run(data),
         "logins": lambda data: _rig().run(logins, data),
         "rights": lambda data: _shared_rig().run(_rights, data),
-        "metal": lambda data: _metal_rig(running=bool(data[-1] & 1)).run(_calls, data),
+        "metal": lambda data: _metal_rig(running=bool(sum(data[-1:]) & 1)).run(_calls, data),
         "looks": lambda data: _metal_rig(running=True).run(looks, data),
         "codecs": _codecs,
     }
