@@ -37,6 +37,9 @@ from hypervisor_shim.tls import CONFIRMED, Tls, distinguished_name
 log = logging.getLogger(__name__)
 
 _unpack = HEADER.unpack_from
+_PIECE_MIN = (
+    4096  # bytes: smaller pieces of a packet are joined, or keeping them would cost more than they hold
+)
 _TURN = 0.002  # seconds that the calls of one client are answered before other clients have their turn
 
 
@@ -85,8 +88,9 @@ class Connection(asyncio.BufferedProtocol):
         self._session = session
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._begun = bytearray()  # the beginning of a packet that is not complete; it costs what it holds
-        self._needed = 0
+        self._begun: list[bytes] = []  # of a packet that is not complete; it costs little more than it holds
+        self._begun_size = 0
+        self.missing = 0  # bytes until it is complete
         self._rest = b""  # read but not looked at, while the reading is stopped
         self._in_flight = 0
         self._holding_streams = 0
@@ -136,13 +140,12 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes came in."""
         self._heard = True
         if self._begun:
-            self._begun += data
-            self._home.partial_bytes += len(data)
-            if len(self._begun) < self._needed:
+            self._begin(data)
+            if self.missing > 0:
                 if self._home.partial_bytes > self._limits.partial_total:
                     self._drop("unfinished packets of all clients together are too large")
                 return
-            data = bytes(self._begun)
+            data = b"".join(self._begun)
             self._forget_begun()
         if not self._answer_one(data):
             self._answer_all(data)
@@ -419,15 +422,24 @@ class Connection(asyncio.BufferedProtocol):
         self._keepalive_timer = self._loop.call_later(self._limits.keepalive_interval, self._check_alive)
 
     def _keep(self, data: bytes, needed: int) -> None:
-        self._begun += data
-        self._needed = max(needed, HEADER_SIZE) if len(data) >= 4 else 4
-        self._home.partial_bytes += len(data)
+        self.missing = max(needed, HEADER_SIZE) if len(data) >= 4 else 4
+        self._begin(data)
         if self._session.opened and self._deadline is None:
             self._set_deadline(self._limits.packet_time, "did not finish a packet")
 
+    def _begin(self, data: bytes) -> None:
+        if self._begun and len(self._begun[-1]) < _PIECE_MIN:
+            self._begun[-1] += data
+        else:
+            self._begun.append(data)
+        self._begun_size += len(data)
+        self.missing -= len(data)
+        self._home.partial_bytes += len(data)
+
     def _forget_begun(self) -> None:
-        self._home.partial_bytes -= len(self._begun)
-        self._begun = bytearray()
+        self._home.partial_bytes -= self._begun_size
+        self._begun_size = self.missing = 0
+        self._begun.clear()
         if self._session.opened and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -29,6 +29,8 @@ _WRITE_HIGH = 64 * 1024  # unless `set_write_buffer_limits` says otherwise
 class Receiver(Protocol):
     """What a socket tells, as asyncio's transports do; but what came in is given as bytes."""
 
+    missing: int  # bytes to the end of what it has the beginning of; no more are taken at once, to copy less
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
 
     def received(self, data: bytes) -> None: ...
@@ -145,8 +147,9 @@ class PlainSocket(asyncio.Transport):
         """Take what is there. A receiver that fails loses its socket."""
         if not self._mask & _IN:
             return
+        missing = self._receiver.missing
         try:
-            data = self._sock.recv(self._amount)
+            data = self._sock.recv(self._amount if missing <= _FEW else min(missing, _MANY))
         except (BlockingIOError, InterruptedError):
             return
         except OSError as failed:

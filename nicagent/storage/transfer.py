@@ -20,6 +20,7 @@ from nicagent.storage.pool import DirectoryPool, sync, told
 from nicagent.threads import in_thread
 
 CHUNK = 1 << 20  # bytes of one request to the file system; two are in memory at most
+PIECES = 256  # or so many of a client's, however small
 COPY = 1 << 30  # bytes of one copy_file_range(2)
 
 Piece = bytes | int  # data, or the length of a hole
@@ -46,7 +47,8 @@ class Upload:
         self._stack = contextlib.AsyncExitStack()
         self._partial = Path()
         self._descriptor = -1
-        self._kept = bytearray()
+        self._kept: list[bytes] = []
+        self._kept_size = 0
         self._flushing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -60,8 +62,9 @@ class Upload:
     async def write(self, data: bytes) -> None:
         """Take data. Raises NO_SPACE, also for more than `length` bytes."""
         self._count(len(data))
-        self._kept += data
-        if len(self._kept) >= CHUNK:
+        self._kept.append(data)
+        self._kept_size += len(data)
+        if self._kept_size >= CHUNK or len(self._kept) >= PIECES:
             await self._flush()
 
     async def skip(self, length: int) -> None:
@@ -71,7 +74,7 @@ class Upload:
         self._position += length
 
     def _count(self, more: int) -> None:
-        end = self._position + len(self._kept) + more
+        end = self._position + self._kept_size + more
         if (self._limit is not None and end > self._limit) or end >= 1 << 62:
             raise NicagentError(
                 Kind.NO_SPACE,
@@ -83,9 +86,10 @@ class Upload:
         """Begin to write what was taken, once the write before has ended."""
         await self._flushed()
         if self._kept:
-            data, self._kept, at = self._kept, bytearray(), self._position
-            self._position += len(data)
-            self._flushing = asyncio.create_task(in_thread(self._write, data, at))
+            pieces, self._kept, at = self._kept, [], self._position
+            self._position += self._kept_size
+            self._kept_size = 0
+            self._flushing = asyncio.create_task(in_thread(self._write, pieces, at))
 
     async def _flushed(self) -> None:
         if self._flushing is not None:
@@ -93,11 +97,15 @@ class Upload:
             with told(f"write to {self._pool.path}"):
                 await task
 
-    def _write(self, data: bytearray, at: int) -> None:
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(self._descriptor, view, at)
-            view, at = view[done:], at + done
+    def _write(self, pieces: list[bytes], at: int) -> None:
+        size = sum(map(len, pieces))
+        done = os.pwritev(self._descriptor, pieces, at)
+        if done < size:  # the disk is nearly full; the next write says so
+            left = memoryview(b"".join(pieces))
+            while done < size:
+                done += os.pwrite(self._descriptor, left[done:], at + done)
+        # Begin to bring it to the disk, while more comes: it has to be there at the end.
+        os.posix_fadvise(self._descriptor, at, size, os.POSIX_FADV_DONTNEED)
 
     async def finish(self) -> None:
         """Put the new content in place; durable when it returns.
