@@ -145,10 +145,27 @@ class Connection(asyncio.BufferedProtocol):
                 if self._home.partial_bytes > self._limits.partial_total:
                     self._drop("unfinished packets of all clients together are too large")
                 return
+            if self._take_data():
+                return
             data = b"".join(self._begun)
             self._forget_begun()
         if not self._answer_one(data):
             self._answer_all(data)
+
+    def _take_data(self) -> bool:
+        """If what has come in pieces is one packet with a stream's data, give those on: copied once, and not
+        once for the packet and once for the data."""
+        first = self._begun[0]
+        if self.missing or self._stopped or len(first) < HEADER_SIZE:
+            return False
+        _, program, _, number, type_, serial, status = _unpack(first)
+        stream = self._streams.get(serial)
+        if type_ != Type.STREAM or program != Program.REMOTE or stream is None or stream.procedure != number:
+            return False
+        data = b"".join((memoryview(first)[HEADER_SIZE:], *self._begun[1:]))
+        self._forget_begun()
+        stream.receive(status, data)
+        return True
 
     def eof_received(self) -> bool:
         return False
