@@ -24,7 +24,7 @@ from pathlib import Path
 
 from nicagent import pki
 from tests.bench.libvirt_load import DEFINE, Server, text
-from tests.bench.processes import Process, resident
+from tests.bench.processes import Process, cpu_seconds, resident
 from tests.e2e.harness import answers
 from tests.hypervisor_shim import libvirtd as peer
 
@@ -178,22 +178,45 @@ Sides = dict[str, Side]  # ours, and the peer where there is one
 Figures = dict[str, list[float]]  # of each side
 
 
-def python_clients(sides: Sides, count: int, turns: int) -> Figures:
-    """Calls a second of so many libvirt-python clients together."""
+@dataclass
+class Costs:
+    """Microseconds of processor time per call, of each turn: of the server, and of its client."""
+
+    server: Figures
+    client: Figures
+
+
+def python_clients(sides: Sides, count: int, turns: int) -> tuple[Figures, Costs]:
+    """Calls a second of so many libvirt-python clients together, and what a call cost."""
     groups = {
         who: [started(_ME, "client", side.uri, str(SLICE)) for _ in range(count)]
         for who, side in sides.items()
     }
     rates: Figures = {who: [] for who in sides}
+    costs = Costs({who: [] for who in sides}, {who: [] for who in sides})
     for _ in range(turns):
         for who, group in groups.items():
+            server, clients = cpu_seconds(sides[who].pid), sum(cpu_seconds(each.pid) for each in group)
             for each in group:
                 each.order({})
             rates[who].append(sum(each.answer() for each in group))
+            calls = rates[who][-1] * SLICE
+            costs.server[who].append((cpu_seconds(sides[who].pid) - server) / calls * 1e6)
+            costs.client[who].append((sum(cpu_seconds(each.pid) for each in group) - clients) / calls * 1e6)
     for group in groups.values():
         for each in group:
             each.end()
-    return rates
+    return rates, costs
+
+
+def ceiling(costs: Costs) -> Figures:
+    """Calls a second at which the processors of this machine have no time left for more."""
+    processors = len(os.sched_getaffinity(0))
+    found: Figures = {}
+    for who, servers in costs.server.items():
+        both = zip(servers, costs.client[who], strict=True)
+        found[who] = [processors * 1e6 / (server + client) for server, client in both]
+    return found
 
 
 def raw_clients(
@@ -274,7 +297,11 @@ def _rows(sides: Sides, runs: int) -> Iterator[dict[str, object]]:
     yield _row(f"libvirt: memory of an idle client, of {IDLE}", idle_memory(sides), "KiB", more=False)
     for count in CLIENTS:
         name = f"libvirt calls, {count} client{'s' if count > 1 else ''}"
-        yield _row(name, python_clients(sides, count, turns), "calls/s")
+        rates, costs = python_clients(sides, count, turns)
+        yield _row(name, rates, "calls/s")
+    yield _row(f"{name}: the most that {os.cpu_count()} processors allow", ceiling(costs), "calls/s")
+    yield _row(f"{name}: processor time of the server", costs.server, "µs/call", more=False)
+    yield _row(f"{name}: processor time of a client", costs.client, "µs/call", more=False)
     for count in (1, 8, 64):
         rates, late = raw_clients(sides, count, turns)
         yield _row(f"libvirt calls, {count} raw connection{'s' if count > 1 else ''}", rates, "calls/s")

@@ -1,7 +1,8 @@
 """Volume streams: `virsh vol-upload` and `vol-download` of 256 MiB, beside libvirtd's own directory pools.
 
 The whole command is timed, an upload until it is on the disk: ours is when virsh ends, libvirtd's after a
-sync(1) of the file, which is timed with it. All dirty pages are written out before each turn of either.
+sync(1) of the file, which is timed with it. All dirty pages are written out before each turn of either. And
+what a server keeps in memory of a download that nobody reads.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.bench.processes import resident
 from tests.e2e.harness import answers
 from tests.hypervisor_shim import libvirtd as peer
 
 SIZE = 256  # MiB
 TURNS = 3  # per run and server
+STOPPED = 1.0  # seconds that a download's reader stands still
 _CONFIG = """
 [agent]
 state_dir = "{directory}/state"
@@ -37,8 +40,8 @@ slot = "{directory}/slot"
 
 
 @contextlib.contextmanager
-def agent(directory: Path, roots: Path) -> Iterator[str]:
-    """A real agent with one host that is not there; its URI."""
+def agent(directory: Path, roots: Path) -> Iterator[tuple[str, int]]:
+    """A real agent with one host that is not there; its URI and process."""
     config, path = directory / "nicagent.toml", directory / "run/libvirt-sock"
     config.write_text(_CONFIG.format(directory=directory, roots=roots))
     argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
@@ -50,7 +53,7 @@ def agent(directory: Path, roots: Path) -> Iterator[str]:
                 break
             assert process.poll() is None, (directory / "log").read_text()
             time.sleep(0.02)
-        yield f"nic+unix:///system?socket={path}"
+        yield f"nic+unix:///system?socket={path}", process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -64,16 +67,25 @@ def rows(runs: int) -> list[dict[str, object]]:
         tempfile.TemporaryDirectory(prefix="bv-", dir="/var/tmp") as home,
         tempfile.TemporaryDirectory(prefix="bo-") as ours,
         tempfile.TemporaryDirectory(prefix="bl-") as theirs,
-        agent(Path(ours), Path(home)) as uri,
+        agent(Path(ours), Path(home)) as (uri, pid),
     ):
-        uris = {"ours": uri}
+        uris, pids = {"ours": uri}, {"ours": pid}
         if peer.missing() is not None:
             _measure(uris, Path(home), runs, rates)
+            kept = _kept(uris, pids, runs)
         else:
             with peer.libvirtd(Path(theirs), ["storage"]) as daemon:
                 uris["peer"] = f"storage+unix:///system?socket={daemon.path}"
+                pids["peer"] = int((Path(theirs) / "pid").read_text())
                 _measure(uris, Path(home), runs, rates)
-    return [_row(direction, rates) for direction in ("upload", "download")]
+                kept = _kept(uris, pids, runs)
+    return [
+        *(
+            _row(f"vol-{way} of {SIZE} MiB", {who: rates[who, way] for who in uris}, "MiB/s", more=True)
+            for way in ("upload", "download")
+        ),
+        _row(f"vol-download: memory kept for a reader that stops for {STOPPED:g} s", kept, "MiB", more=False),
+    ]
 
 
 def _measure(uris: dict[str, str], home: Path, runs: int, rates: dict[tuple[str, str], list[float]]) -> None:
@@ -103,16 +115,34 @@ def _virsh(uri: str, *words: str) -> None:
     subprocess.run(["virsh", "-q", "-c", uri, *words], check=True, capture_output=True, timeout=120)
 
 
-def _row(direction: str, rates: dict[tuple[str, str], list[float]]) -> dict[str, object]:
-    ours = statistics.median(rates["ours", direction])
-    theirs = rates.get(("peer", direction))
-    median = statistics.median(theirs) if theirs else None
+def _kept(uris: dict[str, str], pids: dict[str, int], runs: int) -> dict[str, list[float]]:
+    """MiB that each server's memory grows by while a download has begun and its client reads nothing."""
+    import libvirt
+
+    grown: dict[str, list[float]] = {who: [] for who in uris}
+    for who, uri in uris.items():
+        conn = libvirt.open(uri)
+        volume = conn.storagePoolLookupByName("bench").storageVolLookupByName("volume")
+        for _ in range(runs):
+            before = resident(pids[who])
+            stream = conn.newStream(0)
+            volume.download(stream, 0, 0, 0)
+            time.sleep(STOPPED)
+            grown[who].append((resident(pids[who]) - before) / 1024)
+            stream.abort()
+        conn.close()
+    return grown
+
+
+def _row(name: str, figures: dict[str, list[float]], unit: str, *, more: bool) -> dict[str, object]:
+    ours = statistics.median(figures["ours"])
+    theirs = statistics.median(figures["peer"]) if "peer" in figures else None
     return {
-        "name": f"vol-{direction} of {SIZE} MiB",
-        "ours": round(ours, 1),
-        "peer": None if median is None else round(median, 1),
-        "peer_name": None if median is None else "libvirtd, directory pool",
-        "ratio": None if median is None else round(ours / median, 2),
-        "unit": "MiB/s",
-        "higher_is_better": True,
+        "name": name,
+        "ours": round(ours, 2),
+        "peer": None if theirs is None else round(theirs, 2),
+        "peer_name": None if theirs is None else "libvirtd, directory pool",
+        "ratio": round(ours / theirs, 2) if theirs else None,
+        "unit": unit,
+        "higher_is_better": more,
     }
