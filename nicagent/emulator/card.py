@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class _Disk:
     bay: int  # its port; from the number of ports on, it is wired to the board itself
     path: Path
     described: SlotDisk
-    generation: int = 1  # of its connection: another one after each growth
+    generation: int = 1  # of its connection, another one after each growth; no two are ever called the same
     leaving: bool = False
     asked: float | None = None  # when its OS was last asked to let go of it, monotonic
     trouble: str = ""
@@ -64,6 +65,7 @@ class Card:
         self._board: Board | None = None
         self._disks: dict[str, _Disk] = {}
         self._failed: dict[str, str] = {}
+        self._generations = itertools.count(2)  # the first are those of power-on
         self._lock = asyncio.Lock()
         self._listener = Listener(slot / slotwire.SOCKET, self._client, limit=slotwire.LINE_LIMIT)
         self._clients: dict[asyncio.StreamWriter, int] = {}
@@ -192,14 +194,11 @@ class Card:
         if not bays:
             self._failed[name] = f"none of the slot's {self._ports} ports is free"
             return
-        disk = _Disk(bays[0], path, described)
+        disk = _Disk(bays[0], path, described, generation=next(self._generations))
         serial = {"serial": described.serial[:SERIAL_LIMIT]} if described.serial else {}
-        made: list[str] = []
         try:
             await board.command("blockdev-add", {"driver": "nbd", **self._connection(disk)})
-            made.append(disk.below)
             await board.command("blockdev-add", self._top(disk))
-            made.append(disk.node)
             await board.command(
                 "device_add",
                 {
@@ -212,7 +211,8 @@ class Card:
                 },
             )
         except NicagentError as error:
-            await self._drop(board, *reversed(made))
+            await self._drop(board, disk.node)
+            await self._drop_unused(board, disk)
             if self._board is board:
                 self._failed[name] = str(error)
         else:
@@ -223,22 +223,18 @@ class Card:
         """A connection keeps the size that its export had when it was made (QEMU 7.2). So the disk goes on
         over another one, and then its host is told.
         """
-        next_ = replace(disk, generation=disk.generation + 1)
+        fresh = replace(disk, generation=next(self._generations))
         try:
-            await board.command("blockdev-add", {"driver": "nbd", **self._connection(next_)})
-            try:
-                await board.command("blockdev-reopen", {"options": [self._top(next_)]})
-            except NicagentError:
-                await self._drop(board, next_.below)
-                raise
-            before, disk.generation = disk.below, next_.generation
-            await self._drop(board, before)
-            size = await board.size_of(disk.below)
+            await board.command("blockdev-add", {"driver": "nbd", **self._connection(fresh)})
+            await board.command("blockdev-reopen", {"options": [self._top(fresh)]})
+            disk.generation = fresh.generation
+            size = (await board.nodes())[disk.below]
             await board.command("block_resize", {"node-name": disk.node, "size": size})
         except NicagentError as error:
             disk.trouble = str(error)
         else:
             disk.described, disk.trouble = described, ""
+        await self._drop_unused(board, disk)
 
     async def _follow(self, board: Board) -> None:
         with board.listener("DEVICE_DELETED") as gone:
@@ -248,7 +244,8 @@ class Card:
                 for name, disk in tuple(self._disks.items()):
                     if disk.device == data.get("device"):
                         async with self._lock:
-                            await self._drop(board, disk.node, disk.below)
+                            await self._drop(board, disk.node)
+                            await self._drop_unused(board, disk)
                             self._disks.pop(name, None)
                         await self.look()  # it may be wanted again by now
 
@@ -256,6 +253,13 @@ class Card:
         for node in nodes:
             with contextlib.suppress(NicagentError):
                 await board.command("blockdev-del", {"node-name": node})
+
+    async def _drop_unused(self, board: Board, disk: _Disk) -> None:
+        """Connections that the disk does not stand on; QEMU knows best, and lets go of no other."""
+        with contextlib.suppress(NicagentError):
+            await self._drop(
+                board, *(each for each in await board.nodes() if each.startswith(f"{disk.node}-"))
+            )
 
     def _free_bays(self) -> list[int]:
         used = {disk.bay for disk in self._disks.values()}

@@ -403,10 +403,10 @@ class Board:
         except (QMPError, TimeoutError) as error:
             raise NicagentError(Kind.UNAVAILABLE, f"{name}: {str(error) or 'no answer'}") from None
 
-    async def size_of(self, node: str) -> int:
-        """Bytes of a block node."""
+    async def nodes(self) -> dict[str, int]:
+        """Every block node by its name, and its size in bytes."""
         nodes: Any = await self.command("query-named-block-nodes", {"flat": True})
-        return next(int(each["image"]["virtual-size"]) for each in nodes if each["node-name"] == node)
+        return {each["node-name"]: int(each["image"]["virtual-size"]) for each in nodes}
 
     def listener(self, event: str) -> contextlib.AbstractContextManager[EventListener]:
         """What QEMU tells of one kind, from now on."""
