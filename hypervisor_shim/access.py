@@ -17,7 +17,7 @@ from enum import Enum, IntFlag
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hypervisor_shim.driver import Caller, CreateFlags, DomainInfo, Driver, Impact, MetadataKind
+from hypervisor_shim.driver import Caller, CreateFlags, DomainInfo, Driver, Impact, Metadata, MetadataKind
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain
 from hypervisor_shim.frame import NONNULL_DOMAIN
 from hypervisor_shim.xdr import Codec, DomainRef, Record
@@ -325,21 +325,12 @@ class _VisibleDomains:
         self.check(definition, Right.OPERATE, "virDomainCreateXML")
         return await self._driver.create_xml(caller, definition, flags)
 
-    async def set_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
-    ) -> None:
-        if kind is MetadataKind.ELEMENT:  # one of them may say whose the domain is
+    async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
+        if metadata.kind is MetadataKind.ELEMENT:  # one of them may say whose the domain is
             now = parse_domain(self._driver.domain_xml(uuid, inactive=True, secure=True))
-            becomes = set_metadata(now, kind, text, key, uri)
+            becomes = set_metadata(now, metadata)
             self.check(becomes, Right.CONFIGURE, "virDomainSetMetadata")
-        await self._driver.set_metadata(caller, uuid, kind, text, key, uri, impact)
+        await self._driver.set_metadata(caller, uuid, metadata, impact)
 
     def check(self, definition: DomainDef, right: Right, api: str) -> None:
         """As it is to be, and as it may be now."""

@@ -19,6 +19,7 @@ from hypervisor_shim.driver import (
     ConsoleFlags,
     CreateFlags,
     DestroyFlags,
+    Metadata,
     MetadataKind,
     ShutdownFlags,
     UndefineFlags,
@@ -309,7 +310,7 @@ async def _set_metadata(
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
     info = find_domain(session, ref)
     impact = impact_of(info, flags, "virDomainSetMetadata")
-    await session.driver.set_metadata(session.caller, info.uuid, known, text, key, uri, impact)
+    await session.driver.set_metadata(session.caller, info.uuid, Metadata(known, text, key, uri), impact)
 
 
 async def _open_console(session: Session, ref: Ref, device: str | None, flags: int) -> ByteStream:

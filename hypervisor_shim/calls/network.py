@@ -8,7 +8,7 @@ from typing import Any
 from hypervisor_shim.calls.checks import known_flags, passes, shown
 from hypervisor_shim.calls.documents import parsed
 from hypervisor_shim.calls.domain import metadata_kind
-from hypervisor_shim.driver import Impact
+from hypervisor_shim.driver import Impact, Metadata
 from hypervisor_shim.driver.base import served
 from hypervisor_shim.driver.network import NetworkInfo, Networks, invalid_network
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, rpc_error, uuid_text
@@ -254,7 +254,7 @@ async def _set_metadata(
     known = metadata_kind(kind, uri, "virNetworkSetMetadata")
     networks, info = _find(session, ref, "virNetworkSetMetadata")
     impact = _impact(info, flags, "virNetworkSetMetadata")
-    await networks.set_network_metadata(session.caller, info.uuid, known, text, key, uri, impact)
+    await networks.set_network_metadata(session.caller, info.uuid, Metadata(known, text, key, uri), impact)
 
 
 # ---- ports ---------------------------------------------------------------------------------------------

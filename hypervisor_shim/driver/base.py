@@ -33,6 +33,7 @@ from hypervisor_shim.driver.facts import (
     DestroyFlags,
     DomainInfo,
     Impact,
+    Metadata,
     MetadataKind,
     NodeInfo,
     ShutdownFlags,
@@ -184,17 +185,7 @@ class Driver(ABC):
         """Start it the next time the machine comes up, and only then."""
         raise unsupported("virDomainSetAutostartOnce")
 
-    async def set_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
-    ) -> None:
-        """Replace (`text` None: remove) the title, the description, or the element of namespace `uri`."""
+    async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         raise unsupported("virDomainSetMetadata")
 
     async def open_console(

@@ -179,6 +179,17 @@ class MetadataKind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Metadata:
+    """The title, the description or the element of namespace `uri`, to be replaced, or removed if `text` is
+    None. The element's tags get the prefix `key`."""
+
+    kind: MetadataKind
+    text: str | None
+    key: str | None = None
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DomainInfo:
     """A domain at one moment. Sizes in KiB, time in ns. `id` is -1 while the domain does not run."""
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from hypervisor_shim.driver.facts import Caller, Impact, MetadataKind
+from hypervisor_shim.driver.facts import Caller, Impact, Metadata, MetadataKind
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.xml.network_def import NetworkDef
 
@@ -135,16 +135,8 @@ class Networks(ABC):
         raise error(Code.NO_SUPPORT, "virNetworkUpdate")
 
     async def set_network_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
+        self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact
     ) -> None:
-        """Replace (`text` None: remove) the title, the description, or the element of namespace `uri`."""
         raise error(Code.NO_SUPPORT, "virNetworkSetMetadata")
 
     async def create_port(self, caller: Caller, uuid: bytes, xml: str) -> bytes:

@@ -26,6 +26,7 @@ from hypervisor_shim.driver import (
     Impact,
     Lifecycle,
     LifecycleEvent,
+    Metadata,
     MetadataKind,
     NodeInfo,
     RebootEvent,
@@ -330,21 +331,12 @@ class MemoryDriver(Driver):
             raise error(Code.OPERATION_INVALID, "cannot set autostart for transient domain")
         domain.info = replace(domain.info, autostart=autostart)
 
-    async def set_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
-    ) -> None:
+    async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         domain = self._find(uuid)
         if domain.live is not None and impact is not Impact.CONFIG:
-            domain.live = set_metadata(domain.live, kind, text, key, uri)
+            domain.live = set_metadata(domain.live, metadata)
         if domain.config is not None and (impact & Impact.CONFIG or domain.live is None):
-            domain.config = set_metadata(domain.config, kind, text, key, uri)
+            domain.config = set_metadata(domain.config, metadata)
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hypervisor_shim.driver.events import Defined, Event, NetworkEvent, NetworkMetadataEvent
-from hypervisor_shim.driver.facts import Caller, Impact, MetadataKind
+from hypervisor_shim.driver.facts import Caller, Impact, Metadata, MetadataKind
 from hypervisor_shim.driver.network import NetworkInfo, Networks, Update, invalid_network
 from hypervisor_shim.errors import Code, Origin, error, uuid_text
 from hypervisor_shim.xml.network import (
@@ -130,17 +130,10 @@ class MemoryNetworks(Networks):
         self._change(uuid, lambda definition: updated(definition, update), impact)
 
     async def set_network_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
+        self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact
     ) -> None:
-        self._change(uuid, lambda definition: set_metadata(definition, kind, text, key, uri), impact)
-        self._publish(NetworkMetadataEvent(self._find(uuid).now.name, uuid, kind, uri))
+        self._change(uuid, lambda definition: set_metadata(definition, metadata), impact)
+        self._publish(NetworkMetadataEvent(self._find(uuid).now.name, uuid, metadata.kind, metadata.uri))
 
     # ---- within
 

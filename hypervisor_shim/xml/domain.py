@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from xml.etree.ElementTree import Element
 
-from hypervisor_shim.driver import MetadataKind
+from hypervisor_shim.driver import Metadata, MetadataKind
 from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.xml import graphics as graphics_xml
 from hypervisor_shim.xml import metadata
@@ -74,12 +74,10 @@ def get_metadata(definition: DomainDef, kind: MetadataKind, uri: str | None) -> 
     return found
 
 
-def set_metadata(
-    definition: DomainDef, kind: MetadataKind, text: str | None, key: str | None, uri: str | None
-) -> DomainDef:
-    """The definition with that piece of metadata replaced, or removed when `text` is None."""
+def set_metadata(definition: DomainDef, change: Metadata) -> DomainDef:
+    """The definition with that piece of metadata replaced or removed."""
     order = DOMAIN.children
-    return describe(metadata.replaced(definition.tree, kind, text, key, uri, order=order, read=read_document))
+    return describe(metadata.replaced(definition.tree, change, order=order, read=read_document))
 
 
 # ---- the typed view ----------------------------------------------------------------------------------

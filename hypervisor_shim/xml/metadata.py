@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import Protocol
 from xml.etree.ElementTree import Element
 
-from hypervisor_shim.driver.facts import MetadataKind
+from hypervisor_shim.driver.facts import Metadata, MetadataKind
 from hypervisor_shim.xml.read import declarations, namespace_of
 from hypervisor_shim.xml.write import write_element
 
@@ -49,19 +49,13 @@ def word(definition: Described, uri: str, tag: str) -> str | None:
 
 
 def replaced(
-    tree: Element,
-    kind: MetadataKind,
-    text: str | None,
-    key: str | None,
-    uri: str | None,
-    *,
-    order: Iterable[str],
-    read: Callable[[str], Element],
+    tree: Element, change: Metadata, *, order: Iterable[str], read: Callable[[str], Element]
 ) -> Element:
-    """A copy of `tree` with that piece replaced, or removed when `text` is None. An element's tags are given
-    the prefix `key` for the namespace `uri`, which `find` takes off again. `order`: the document's children
-    as libvirt writes them; `read` parses the element.
+    """A copy of `tree` with that piece replaced, or removed when its text is None. An element's tags are
+    given its prefix for its namespace, which `find` takes off again. `order`: the document's children as
+    libvirt writes them; `read` parses the element.
     """
+    kind, text, uri = change.kind, change.text, change.uri
     root = deepcopy(tree)
     if kind is not MetadataKind.ELEMENT:
         _replace(root, "title" if kind is MetadataKind.TITLE else "description", text or None, order)
@@ -73,7 +67,7 @@ def replaced(
         if namespace_of(element, {}) == uri:
             metadata.remove(element)
     if text is not None:
-        metadata.append(_dressed(read(text), key or "", uri or ""))
+        metadata.append(_dressed(read(text), change.key or "", uri or ""))
     elif not len(metadata):
         root.remove(metadata)
     return root

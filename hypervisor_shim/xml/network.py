@@ -8,7 +8,7 @@ import secrets
 from copy import deepcopy
 from xml.etree.ElementTree import Element, SubElement
 
-from hypervisor_shim.driver.facts import MetadataKind
+from hypervisor_shim.driver.facts import Metadata, MetadataKind
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, uuid_text
 from hypervisor_shim.xml import metadata
 from hypervisor_shim.xml.domain_check import parse_uuid
@@ -259,16 +259,14 @@ def get_metadata(definition: NetworkDef, kind: MetadataKind, uri: str | None) ->
     return found
 
 
-def set_metadata(
-    definition: NetworkDef, kind: MetadataKind, text: str | None, key: str | None, uri: str | None
-) -> NetworkDef:
-    """The definition with that piece of metadata replaced, or removed when `text` is None."""
+def set_metadata(definition: NetworkDef, change: Metadata) -> NetworkDef:
+    """The definition with that piece of metadata replaced or removed."""
 
     def read(text: str) -> Element:
         return read_document(text, "(metadata_xml)", Origin.XML)
 
     order = NETWORK.children
-    return describe(metadata.replaced(definition.tree, kind, text, key, uri, order=order, read=read))
+    return describe(metadata.replaced(definition.tree, change, order=order, read=read))
 
 
 # ---- the typed view ------------------------------------------------------------------------------------

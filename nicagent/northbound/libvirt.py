@@ -26,6 +26,7 @@ from hypervisor_shim.driver import (
     EventSink,
     Impact,
     LifecycleEvent,
+    Metadata,
     MetadataKind,
     NodeInfo,
     RebootEvent,
@@ -397,22 +398,11 @@ class MetalDriver(Driver):
             await self._controller.set_autostart_once(text_of(uuid), once, cause_of(caller, "autostart"))
         self._remember(self._status(uuid))
 
-    async def set_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
-    ) -> None:
+    async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         if not self._status(uuid).domain.persistent:
             # Its definition is that of its run; to keep a changed one would make it persistent unasked.
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-        changed = domain_xml.set_metadata(
-            self._documents.parsed(self._definition(uuid).xml), kind, text, key, uri
-        )
+        changed = domain_xml.set_metadata(self._documents.parsed(self._definition(uuid).xml), metadata)
         with translated():
             await self._controller.define(
                 to_domain(changed, self._pools, self._bridges), cause_of(caller, "metadata")

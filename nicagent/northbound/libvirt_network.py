@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypervisor_shim.driver import Caller, Impact, MetadataKind
+from hypervisor_shim.driver import Caller, Impact, Metadata, MetadataKind
 from hypervisor_shim.driver.events import Defined, Event, NetworkEvent, NetworkMetadataEvent
 from hypervisor_shim.driver.network import DhcpLease, NetworkInfo, Networks, Update
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, uuid_text
@@ -175,16 +175,9 @@ class MetalNetworks(Networks):
         await self._amend(caller, uuid, lambda network: updated(network, update), impact, "net-update")
 
     async def set_network_metadata(
-        self,
-        caller: Caller,
-        uuid: bytes,
-        kind: MetadataKind,
-        text: str | None,
-        key: str | None,
-        uri: str | None,
-        impact: Impact,
+        self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact
     ) -> None:
-        if kind is MetadataKind.ELEMENT and uri == NAMESPACE:
+        if metadata.kind is MetadataKind.ELEMENT and metadata.uri == NAMESPACE:
             raise error(
                 Code.OPERATION_UNSUPPORTED,
                 "the VNI of a network does not change while it is defined: define it anew",
@@ -199,11 +192,11 @@ class MetalNetworks(Networks):
         await self._amend(
             caller,
             uuid,
-            lambda network: network_xml.set_metadata(network, kind, text, key, uri),
+            lambda network: network_xml.set_metadata(network, metadata),
             impact,
             "net-metadata",
         )
-        self._publish(NetworkMetadataEvent(self._record(uuid).name, uuid, kind, uri))
+        self._publish(NetworkMetadataEvent(self._record(uuid).name, uuid, metadata.kind, metadata.uri))
 
     async def _amend(
         self,

@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import replace
 from xml.etree.ElementTree import Element, SubElement
 
-from hypervisor_shim.driver import MetadataKind
+from hypervisor_shim.driver import Metadata, MetadataKind
 from hypervisor_shim.xml.network import (
     describe,
     format_network,
@@ -168,7 +168,7 @@ def to_network(record: Record, definition: Definition) -> NetworkDef:
     _child(root, "mtu").attrib = {"size": str(definition.mtu)}
     _addresses(root, definition)
     vni = f"<segment><vni>{definition.vni}</vni></segment>"
-    return set_metadata(describe(root), MetadataKind.ELEMENT, vni, "nic", NAMESPACE)
+    return set_metadata(describe(root), Metadata(MetadataKind.ELEMENT, vni, "nic", NAMESPACE))
 
 
 def _document(record: Record, definition: Definition) -> str:
