@@ -528,16 +528,11 @@ def test_a_wrong_password_is_not_told_as_a_dead_bmc(ipmi: Bench, tmp_path: Path)
 @contextlib.contextmanager
 def full(directory: Path) -> Iterator[None]:
     """Every byte of its file system taken."""
-    path = directory / "somebody-elses"
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="somebody-elses-") as file:
         with pytest.raises(OSError, match="No space left"):
             while True:
-                os.write(handle, bytes(4096))
+                os.write(file.fileno(), bytes(4096))
         yield
-    finally:
-        os.close(handle)
-        path.unlink()
 
 
 @pytest.fixture
@@ -585,6 +580,10 @@ def test_a_full_disk_refuses_what_must_last_and_lets_power_be_taken_away(small: 
         assert small.chassis.waveform() == edges, "a line moved though nothing could be made durable"
         small.virsh("destroy", "web")
         assert (small.status()["state"], small.status()["power"]) == ("free", "off")
+        with full(state):  # of what was kept for that as well
+            small.agent.kill()
+            small.agent.start()
+            assert small.virsh("domstate", "web") == "shut off", "the stop was lost"
     small.virsh("define", small.file(other))
     small.virsh("undefine", "other")
 
