@@ -17,7 +17,16 @@ from enum import Enum, IntFlag
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hypervisor_shim.driver import Caller, CreateFlags, DomainInfo, Driver, Impact, Metadata, MetadataKind
+from hypervisor_shim.driver import (
+    Caller,
+    CreateFlags,
+    DomainInfo,
+    Driver,
+    Impact,
+    Metadata,
+    MetadataKind,
+    UndefineFlags,
+)
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain
 from hypervisor_shim.frame import NONNULL_DOMAIN
 from hypervisor_shim.xdr import Codec, DomainRef, Record
@@ -331,6 +340,13 @@ class _VisibleDomains:
             becomes = set_metadata(now, metadata)
             self.check(becomes, Right.CONFIGURE, "virDomainSetMetadata")
         await self._driver.set_metadata(caller, uuid, metadata, impact)
+
+    async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
+        now = self._driver.domain(uuid)
+        if now is not None and now.active and now.persistent:  # it goes on as what it was started as
+            becomes = parse_domain(self._driver.domain_xml(uuid, inactive=False, secure=True))
+            self.check(becomes, Right.CONFIGURE, "virDomainUndefine")
+        await self._driver.undefine(caller, uuid, flags)
 
     def check(self, definition: DomainDef, right: Right, api: str) -> None:
         """As it is to be, and as it may be now."""

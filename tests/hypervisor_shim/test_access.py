@@ -413,6 +413,20 @@ def test_a_snapshot_of_another_tenants_time_is_not_gone_back_to(tenants: Guarded
     admin.close()
 
 
+def test_a_running_domain_is_not_made_its_former_tenants_again(tenants: Guarded) -> None:
+    """Without its definition it is whose it was when it was started."""
+    admin = tenants.open("admin")
+    admin.lookupByName("red").create()
+    admin.defineXML(claimed("red", RED, "blue"))
+    conn = tenants.open("blue")
+    given = conn.lookupByName("red")
+    assert code_of(given.undefine) == 88
+    assert code_of(given.destroy) == 0
+    assert code_of(given.undefine) == 0
+    conn.close()
+    admin.close()
+
+
 def test_a_domain_that_moves_in_needs_the_right_to_be_there(directory: Path) -> None:
     """Where it would be found to fit, and where it is defined: a tenant may do both with its own."""
     driver = MemoryDriver([document("db-1", DB)])
