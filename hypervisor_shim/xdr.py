@@ -292,6 +292,14 @@ class Ready(Codec):
         else:
             self._inner.write(value, out)
 
+    def write_many(self, values: Iterable[Any], out: list[bytes]) -> None:
+        write = self._inner.write
+        for value in values:
+            if type(value) is bytes:
+                out.append(value)
+            else:
+                write(value, out)
+
 
 INT = Scalar("i")
 UINT = Scalar("I")

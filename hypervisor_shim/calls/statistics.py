@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -327,15 +327,23 @@ class _Records:
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, int], tuple[DomainInfo, Counters, bytes]] = {}
 
-    def of(self, info: DomainInfo, counters: Counters, wanted: int) -> Any:
-        """What `_RECORD` writes."""
-        if info.active:
-            return domain_value(info), _params(info, counters, wanted)
-        kept = self._kept.get((info.uuid, wanted))
-        if kept is not None:
-            then, counted, written = kept
-            if (then is info or then == info) and (counted is counters or counted == counters):
-                return written
+    def of(self, infos: Iterable[DomainInfo], known: Mapping[bytes, Counters], wanted: int) -> list[Any]:
+        """What `_RECORD` writes of each."""
+        found: list[Any] = []
+        for info in infos:
+            counters = known.get(info.uuid, _NOTHING)
+            kept = self._kept.get((info.uuid, wanted))
+            if kept is not None and kept[0] is info and kept[1] is counters:
+                found.append(kept[2])
+            elif info.active:
+                found.append((domain_value(info), _params(info, counters, wanted)))
+            elif kept is not None and kept[:2] == (info, counters):
+                found.append(kept[2])
+            else:
+                found.append(self._written(info, counters, wanted))
+        return found
+
+    def _written(self, info: DomainInfo, counters: Counters, wanted: int) -> bytes:
         if len(self._kept) >= LIST_MAX:
             self._kept.clear()
         written = _RECORD.written((domain_value(info), _params(info, counters, wanted)))
@@ -360,11 +368,11 @@ async def _all_stats(
         infos = [info for ref in refs if (info := driver.domain(ref[0])) is not None]
     else:
         infos = selected(driver.domains(), bits & LIST_FLAGS, driver.snapshots)
-    known: dict[bytes, Counters] = {}
+    known: Mapping[bytes, Counters] = {}
     if driver.statistics is not None and wanted != Groups.STATE:
         uuids = [info.uuid for info in infos]
-        known = dict(await driver.statistics.counters(uuids, wait=not bits & _NOWAIT))
-    return [records.of(info, known.get(info.uuid, _NOTHING), wanted) for info in infos]
+        known = await driver.statistics.counters(uuids, wait=not bits & _NOWAIT)
+    return records.of(infos, known, wanted)
 
 
 # ---- control and jobs ----------------------------------------------------------------------------

@@ -38,9 +38,15 @@ class MetalStatistics(Statistics):
         self._off: dict[bytes, tuple[DomainInfo, Told]] = {}  # made again when the domain's facts are others
 
     async def counters(self, uuids: Sequence[bytes], *, wait: bool = True) -> Mapping[bytes, Told]:
-        infos = {uuid: self._ground.info(uuid) for uuid in uuids}
-        on = [uuid for uuid, info in infos.items() if info.active]
-        told = {uuid: self._of_one_off(uuid, info) for uuid, info in infos.items() if not info.active}
+        told, on = {}, []
+        for uuid in uuids:
+            info, kept = self._ground.info(uuid), self._off.get(uuid)
+            if kept is not None and kept[0] is info:
+                told[uuid] = kept[1]
+            elif info.active:
+                on.append(uuid)
+            else:
+                told[uuid] = self._of_one_off(uuid, info)
         known = await self._counters.of(map(text_of, on), wait=wait)
         told.update({uuid: self._told(uuid, known.get(text_of(uuid))) for uuid in on})
         if len(uuids) == 1 and not known:  # of one that is off the volumes are looked at too
@@ -51,12 +57,11 @@ class MetalStatistics(Statistics):
         return told
 
     def _of_one_off(self, uuid: bytes, info: DomainInfo) -> Told:
-        kept = self._off.get(uuid)
-        if kept is None or kept[0] is not info:
-            if len(self._off) >= OFF_MAX:
-                self._off.clear()
-            kept = self._off[uuid] = info, self._told(uuid, None)
-        return kept[1]
+        if len(self._off) >= OFF_MAX:
+            self._off.clear()
+        told = self._told(uuid, None)
+        self._off[uuid] = info, told
+        return told
 
     def _told(self, uuid: bytes, reading: Reading | None) -> Told:
         status = self._ground.status(uuid)
