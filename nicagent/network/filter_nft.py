@@ -253,7 +253,7 @@ def _conditions(placed: Placed, swapped: bool) -> Expressions:
         ("dscp", header(ip, "dscp")),
     ):
         if name in values:
-            made.append(match(where, values[name], op))
+            made.append(_is(where, values[name], op))
     icmp = "icmpv6" if protocol in ("icmpv6", "ipv6") else "icmp"
     made += _span(header(icmp, "type"), values, "type", "typeend", op)
     made += _span(header(icmp, "code"), values, "code", "codeend", op)
@@ -268,7 +268,7 @@ def _mac(where: Json, values: Mapping[str, Value], name: str, op: str) -> Expres
     if address is None:
         return []
     if mask is None:
-        return [match(where, address, op)]
+        return [_is(where, address, op)]
     bits = [int(part, 16) & int(cover, 16) for part, cover in zip(*_octets(address, mask), strict=True)]
     return [match({"&": [where, mask]}, ":".join(f"{octet:02x}" for octet in bits), op)]
 
@@ -285,7 +285,7 @@ def _address(where: Json, values: Mapping[str, Value], name: str, op: str) -> Ex
         prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
         made.append(match(where, prefix, op))
     elif address is not None:
-        made.append(match(where, address, op))
+        made.append(_is(where, address, op))
     made += _span(where, values, f"{name}from", f"{name}to", op)
     return made
 
@@ -295,4 +295,11 @@ def _span(where: Json, values: Mapping[str, Value], first: str, last: str, op: s
     if first not in values:
         return []
     start, end = values[first], values.get(last, values[first])
-    return [match(where, start if start == end else {"range": [start, end]}, op)]
+    return [_is(where, start, op) if start == end else match(where, {"range": [start, end]}, op)]
+
+
+def _is(where: Json, value: Value, op: str) -> Json:
+    """A field has one value, or has not. libnftables (1.0.6) makes one comparison of two fields that lie side
+    by side, and so "neither is" becomes "not both are": it leaves ranges alone.
+    """
+    return match(where, value if op == "==" else {"range": [value, value]}, op)

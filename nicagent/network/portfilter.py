@@ -31,11 +31,12 @@ _T = {"family": "bridge", "table": TABLE}
 log = logging.getLogger(__name__)
 
 #: Where a port's rules are entered: entry → hook, priority, what names the port. The guard stands at -300,
-#: and a frame that it drops is no longer there.
+#: and a frame that it drops is no longer there. What the agent itself sends, which is DHCP, is a frame but no
+#: packet to a filter, as on libvirt's own hosts: its answers are no answers in the sense of a connection.
 _HOOKS: Mapping[str, tuple[str, int, str]] = {
     "out": ("prerouting", -290, "iifname"),
     "out-packets": ("prerouting", -280, "iifname"),
-    "in-packets": ("postrouting", 280, "oifname"),
+    "in-packets": ("forward", -280, "oifname"),
     "in": ("postrouting", 290, "oifname"),
 }
 

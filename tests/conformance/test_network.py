@@ -158,6 +158,11 @@ def test_a_port_is_held_to_its_own_filter_as_well(lab: Lab) -> None:
     assert agent.drops()["drop-filter"] > 0
     agent.filter(Filter("mine", "id", entries=(refer,)))
     assert host.ping(other.ipv4), "the filter allows it by now"
+    asks_only = (Rule("accept", "out", "all"), Rule("drop", "inout", "all", priority=1000))
+    agent.filter(Filter("mine", "id", entries=(refer, *asks_only)))
+    assert host.ping(other.ipv4) and not other.ping(host.ipv4, 1), "only the host may begin"
+    assert host.dhcp("-O", "mtu")["ip"] == host.ipv4, "a filter of packets cut the agent's DHCP off"
+    lab.address_all()
     agent.filter(Filter("mine", "id", entries=(Rule("accept", "inout"),)))
     sender, receiver = host.wire(), other.wire()
     sender.send(udp(OTHER, "10.100.0.77", "10.100.0.255", (9, 9)))

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import msgspec
 import nftables
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -42,6 +43,7 @@ MACS = (MAC, "02:00:00:00:00:02", "02:00:00:00:01:03")
 IPS = (IP, "10.0.0.2", "10.0.1.3")
 IPV6 = ("fd00::1", "fd00::2", "fd00:1::3")
 PORTS = (1, 2, 3, 4)
+LIST = "$LIST[@1]"
 TCP, UDP, ICMP, ICMPV6, ESP = 6, 17, 1, 58, 50
 IPV4_TYPE, ARP_TYPE, IPV6_TYPE = 0x0800, 0x0806, 0x86DD
 SYN, ACK, RST = 2, 16, 4
@@ -141,24 +143,15 @@ class Model:
             if isinstance(entry, Reference):
                 yield from self._rules(self.known[entry.filter])
                 continue
-            lists = [text[1:] for _, text in entry.match if text.startswith("$")]
-            for number in range(len(self.variables[lists[0]]) if lists else 1):
-                match = tuple(
-                    (name, self.variables[text[1:]][number] if text.startswith("$") else text)
-                    for name, text in entry.match
-                )
-                yield (
-                    filter,
-                    Rule(
-                        entry.action,
-                        entry.direction,
-                        entry.protocol,
-                        match,
-                        entry.priority,
-                        entry.negated,
-                        entry.stateful,
-                    ),
-                )
+            walks = any(text == LIST for _, text in entry.match)
+            for number in range(len(self.variables["LIST"]) if walks else 1):
+                match = tuple((name, self._value(text, number)) for name, text in entry.match)
+                yield filter, msgspec.structs.replace(entry, match=match)
+
+    def _value(self, text: str, number: int) -> str:
+        if not text.startswith("$"):
+            return text
+        return self.variables["LIST"][number] if text == LIST else self.variables[text[1:]][0]
 
     def _frames(self, rules: Sequence[tuple[Filter, Rule]], frame: Frame) -> bool:
         mine = sorted(
@@ -451,6 +444,26 @@ def test_a_filter_of_filters_is_all_of_them(bridge: Bridge) -> None:
     assert bridge.passed(*forged) == [False] * 4
 
 
+def test_a_rule_turned_round_wants_neither(bridge: Bridge) -> None:
+    """libnftables makes one comparison of fields that lie side by side."""
+    for frame, protocol, one, other in (
+        (Frame("out"), "udp", ("srcportstart", "1"), ("dstportstart", "2")),
+        (Frame("out"), "ip", ("srcipaddr", IPS[0]), ("dstipaddr", IPS[1])),
+        (Frame("out"), "mac", ("dstmacaddr", MACS[1]), ("srcmacaddr", MACS[0])),
+        (Frame("out", ARP_TYPE), "arp", ("opcode", "1"), ("arpsrcmacaddr", MACS[0])),
+        (Frame("out", IPV6_TYPE, ips=IPV6[:2]), "ipv6", ("srcipaddr", IPV6[0]), ("dstipaddr", IPV6[1])),
+    ):
+        for right in (one, other):
+            match = tuple(each if each == right else (each[0], _another(each[1])) for each in (one, other))
+            bridge.hold(own("f", Rule("drop", "out", protocol, match, negated=True)), anew=True)
+            assert bridge.passed(frame) == [True], f"<{protocol} match='no' {match}> is not about {frame}"
+
+
+def _another(value: str) -> str:
+    """A value of the same kind that the frame does not have."""
+    return next((known[2] for known in (MACS, IPS, IPV6) if value in known), "4")
+
+
 def test_a_filter_that_cannot_be_made_into_rules_closes_its_port(bridge: Bridge) -> None:
     bridge.run(portfilter.commands(bridge.chains(), {}))
     port = Port("port0", "blue", MAC, IP, filter="gone")
@@ -497,8 +510,8 @@ def range_matches(ips: Sequence[str]) -> list[Match]:
     return [{"dstipfrom": ips[0], "dstipto": ips[1]}, {"srcipfrom": ips[1], "srcipto": ips[2]}]
 
 
-LIST = either("srcipaddr", "$LIST")
-FOUR = [*ip_matches(IPS, "24"), *range_matches(IPS), *LIST]
+A_LIST = either("srcipaddr", LIST)
+FOUR = [*ip_matches(IPS, "24"), *range_matches(IPS), *A_LIST]
 SIX = [*ip_matches(IPV6, "32"), *range_matches(IPV6)]
 OVER = {4: FOUR, 6: SIX}
 MATCHES: dict[str, list[Match]] = {
@@ -508,7 +521,7 @@ MATCHES: dict[str, list[Match]] = {
         *MAC_MATCHES, *either("opcode", "1", "2"), *either("arpsrcmacaddr", *MACS),
         *ip_matches(IPS, "24", "arpsrcipaddr", "arpdstipaddr"),
     ],
-    "ip": [*MAC_MATCHES, *ip_matches(IPS, "24"), *LIST, *either("protocol", str(UDP), str(TCP))],
+    "ip": [*MAC_MATCHES, *ip_matches(IPS, "24"), *A_LIST, *either("protocol", str(UDP), str(TCP))],
     "ipv6": [*MAC_MATCHES, *ip_matches(IPV6, "32"), *either("protocol", str(UDP), str(ICMPV6))],
     **{name: [*OVER[OVER_IP[name]], *PORT_MATCHES] for name in ("tcp", "udp", "tcp-ipv6", "udp-ipv6")},
     **{name: OVER[OVER_IP[name]] for name in ("all", "esp", "all-ipv6")},
@@ -541,7 +554,7 @@ def _rules(protocol: str) -> st.SearchStrategy[Rule]:
         directions,
         st.lists(st.sampled_from(MATCHES[protocol]), max_size=2).map(_match),
         st.sampled_from((-1000, -600, -600, 0, 0, 500)),
-        st.sampled_from((False, False, False, True)),
+        st.sampled_from((False, False, True)),
         st.sampled_from((True, True, False)),
     )
     return made.filter(
@@ -585,7 +598,7 @@ def _two(draw: random.Random, among: Sequence[T]) -> tuple[T, T]:
 SENT = _sent()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(filters, min_size=1, max_size=3),
     st.lists(st.sampled_from(("all", "all-ipv6", "mac")), max_size=2),

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as etree
 
 import libvirt
 import pytest
@@ -238,6 +239,17 @@ def test_a_filter_of_a_clients_own_holds_the_port_and_follows_its_definition(age
     assert "OTHER" not in agent.virsh("nwfilter-dumpxml", "vdsm-no-mac-spoofing")
     agent.virsh("nwfilter-define", file(agent, VDSM % (more % "TO")))
     assert "10.9.9.9" in rules(), "a filter was replaced, and its port does as before"
+
+    live = etree.fromstring(agent.virsh("dumpxml", "held")).find("devices/interface")
+    assert live is not None
+    filterref = live.find("filterref")
+    assert filterref is not None
+    filterref.set("filter", "clean-traffic")
+    device = file(agent, etree.tostring(live, "unicode"))
+    agent.virsh("update-device", "held", device, "--live")
+    assert "nicagent_filters" not in inside(agent, "nft", "list", "tables"), "the guard does clean-traffic"
+    filterref.set("filter", "vdsm-no-mac-spoofing")
+    agent.virsh("update-device", "held", file(agent, etree.tostring(live, "unicode")), "--live")
 
     agent.kill()
     agent.start()
