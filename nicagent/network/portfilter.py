@@ -1,7 +1,7 @@
 """The filters of ports in the kernel: `table bridge nicagent_filters`, there while a port has one of its own.
 
 Beside the guard (`table bridge nicagent`), never in its place: a frame has to come through both, and what a
-host sends through the guard first. Four hooks look a port up by its device and jump to its rules. A port's
+host sends through the guard first. Hooks look a port up by its device and jump to its rules. A port's
 chains bear the digest of its rules in their names, so a listing of chains tells what there is, and a change
 of one port's filter replaces its chains in one transaction and touches no other port. What is known of
 connections is the port's and outlives a change of its rules.
@@ -30,15 +30,16 @@ FLOWS_MAX = 32768  # connections of one port, of each kind: some 4 MiB
 _T = {"family": "bridge", "table": TABLE}
 log = logging.getLogger(__name__)
 
-#: Where a port's rules are entered: entry → hook, priority, what names the port. The guard stands at -300,
+#: Where a port's rules are entered: entry, hook, priority, what names the port. The guard stands at -300,
 #: and a frame that it drops is no longer there. What the agent itself sends, which is DHCP, is a frame but no
 #: packet to a filter, as on libvirt's own hosts: its answers are no answers in the sense of a connection.
-_HOOKS: Mapping[str, tuple[str, int, str]] = {
-    "out": ("prerouting", -290, "iifname"),
-    "out-packets": ("prerouting", -280, "iifname"),
-    "in-packets": ("forward", -280, "oifname"),
-    "in": ("postrouting", 290, "oifname"),
-}
+_HOOKS: tuple[tuple[str, str, int, str], ...] = (
+    ("out", "prerouting", -290, "iifname"),
+    ("out-packets", "prerouting", -280, "iifname"),
+    ("in", "forward", -290, "oifname"),
+    ("in", "output", -290, "oifname"),
+    ("in-packets", "forward", -280, "oifname"),
+)
 
 
 # ── what a port's rules are ─────────────────────────────────────────────────────────────────────────────
@@ -102,13 +103,14 @@ def _frame() -> list[Json]:
         {"add": {"table": {"family": "bridge", "name": TABLE}}},
         {"add": {"counter": {**_T, "name": COUNTER}}},
     ]
-    for entry, (hook, priority, key) in _HOOKS.items():
+    made += [{"add": {"map": {**_T, "name": entry, "type": "ifname", "map": "verdict"}}} for entry in ENTRIES]
+    for entry, hook, priority, key in _HOOKS:
+        chain = f"ports-{entry}-{hook}"
         base = {"type": "filter", "hook": hook, "prio": priority, "policy": "accept"}
         look_up = {"vmap": {"key": meta(key), "data": f"@{entry}"}}
         made += [
-            {"add": {"map": {**_T, "name": entry, "type": "ifname", "map": "verdict"}}},
-            {"add": {"chain": {**_T, "name": f"ports-{entry}", **base}}},
-            {"add": {"rule": {**_T, "chain": f"ports-{entry}", "expr": [look_up]}}},
+            {"add": {"chain": {**_T, "name": chain, **base}}},
+            {"add": {"rule": {**_T, "chain": chain, "expr": [look_up]}}},
         ]
     return made
 
