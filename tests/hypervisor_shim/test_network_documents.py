@@ -73,7 +73,7 @@ def test_a_network_that_was_read_once_stays_as_it_is(xml: str) -> None:
             st.fixed_dictionaries(
                 {},
                 optional={
-                    "comment": texts,
+                    "comment": texts.filter(lambda text: not text.startswith("$")),  # a variable
                     "state": st.sampled_from(("new", "NONE", "ESTABLISHED,NEW", "")),
                     "protocolid": st.sampled_from(("0x800", "34525", "0X88B5", "ARP")),
                     "srcmacaddr": st.sampled_from(("1:2:3:4:5:A", "$MAC[@01] ")),
