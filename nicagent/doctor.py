@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pyroute2 import IPRoute
 
 from nicagent import client, proc
-from nicagent.config import Config, Console, GpioPower, Host, IpmiPower
+from nicagent.config import Config, GpioPower, Host, IpmiPower
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Transport
 from nicagent.provision.contract import HTTP_PORT
@@ -95,10 +95,24 @@ def _of_host(name: str, host: Host, config: Config, running: bool) -> Callable[[
         if host.provision is not None:
             yield _netdev(f"{name} provision link", host.provision.device)
             yield from _link_ports(name, host, config, running)
-        if host.console is not None:
-            yield _console(f"{name} console", host.console)
+        for what, path in _wires(host):
+            yield _wire(f"{name} {what}", Path(path))
 
     return checks
+
+
+def _wires(host: Host) -> Iterator[tuple[str, str]]:
+    """What else is plugged into the host: a name for it, and its tty or socket."""
+    if host.console is not None:
+        yield "console", host.console.path
+    if host.guest_agent is not None:
+        yield "guest agent", host.guest_agent.path
+    if host.screen is not None:
+        yield "screen", host.screen.path
+        if host.screen.rfb:
+            yield "screen, live", host.screen.rfb
+    if host.keyboard is not None:
+        yield "keyboard", host.keyboard.path
 
 
 # ---- the machine
@@ -403,8 +417,7 @@ def _bmc(subject: str, power: IpmiPower) -> Check:
     return Check("broken", subject, f"{where} is silent for {BMC_SECONDS:g} s", mend)
 
 
-def _console(subject: str, console: Console) -> Check:
-    path = Path(console.path)
+def _wire(subject: str, path: Path) -> Check:
     mend = "start the chassis, plug the adapter in, or mend its path key"
     try:
         mode = path.stat().st_mode

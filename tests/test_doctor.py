@@ -287,6 +287,16 @@ def test_the_console_line(tmp_path: Path) -> None:
         assert look(tmp_path, settings, "metal-1 console").verdict == "ok"
 
 
+def test_a_screen_its_live_picture_and_a_keyboard(tmp_path: Path) -> None:
+    screen = f'screen = {{path = "{tmp_path}/capture", rfb = "{tmp_path}/rfb"}}'
+    settings = lab(tmp_path, more=f'{screen}\nkeyboard = {{path = "{tmp_path}/keys"}}')
+    with closing(listener(tmp_path / "capture")):
+        assert look(tmp_path, settings, "metal-1 screen").verdict == "ok"
+        live = look(tmp_path, settings, "metal-1 screen, live")
+        assert (live.verdict, "No such file" in live.finding) == ("broken", True), live.finding
+        assert "No such file" in look(tmp_path, settings, "metal-1 keyboard").finding
+
+
 # ---- addresses and ports
 
 
