@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from images.clients import release_here
 from tests.clients.programs import UNPACKED, environment, program
 from tests.hypervisor_shim.serving import Served
 
@@ -90,5 +91,7 @@ def test_the_replayed_calls_are_those_of_the_page() -> None:
     words = gzip.decompress(page.read_bytes()).decode()
     asked = set(re.findall(r'"org\.libvirt\.(\w+)","(\w+)"', words))
     replayed = set(re.findall(r'call\(\w+, "(\w+)", "(\w+)"', CALLS.read_text()))
+    if release_here() != "bookworm":
+        replayed.remove(("Interface", "GetXMLDesc"))  # the page of Debian 13 does without
     assert not (strange := replayed - asked), f"the page makes no such calls: {strange}"
     assert ("Connect", "ListDomains") in asked and ("Domain", "Create") in replayed

@@ -31,7 +31,7 @@ class Difference:
     why: str
 
 
-_ATTRIBUTES = "11.3 has one sentence and code 27 for all wrong attributes; ours are those of 9.0"
+ATTRIBUTES = "11.3 has one sentence and code 27 for all wrong attributes; ours are those of 9.0"
 
 DIFFERENCES = (
     Difference(
@@ -65,11 +65,21 @@ DIFFERENCES = (
         "libvirtd itself dies of an upload that is longer than was said",
     ),
     *(
-        Difference("nwfilter", f"<filter name='f'><rule{attributes}/></filter>", Peer.DEBIAN_13, _ATTRIBUTES)
-        for attributes in (" action='zz' direction='in'", " action='drop' direction='zz'", "")
+        Difference("nwfilter", f"<filter name='f'><rule{attributes}/></filter>", Peer.DEBIAN_13, ATTRIBUTES)
+        for attributes in (
+            " action='zz' direction='in'", " action='drop' direction='zz'", "",
+            " action='ACCEPT' direction='out'",
+        )
+    ),
+    Difference(
+        "nwfilter",
+        "<filter name='f'><rule action='accept' direction='out' priority='0x10' statematch='FALSE'><tcp/></rule>"
+        "</filter>",
+        Peer.DEBIAN_13,
+        "a priority that is no decimal number is refused; 9.0 takes 500, and so do we",
     ),
     *(
-        Difference("secret", what, Peer.DEBIAN_13, _ATTRIBUTES)
+        Difference("secret", what, Peer.DEBIAN_13, ATTRIBUTES)
         for what in ("unknown usage", "usage in capitals", "usage without a type")
     ),
     *(
