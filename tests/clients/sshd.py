@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from images.clients import UNPACKED
 from tests.clients.programs import environment, eventually, program, running
 
 _AS_ROOT = """\
@@ -63,7 +64,7 @@ def sshd(home: Path) -> Iterator[Sshd]:
         port = free.getsockname()[1]
     (home / "bin").mkdir()
     (home / "bin" / "nc").symlink_to(program("nc.openbsd"))
-    (home / "sshd_config").write_text(_SERVER.format(port=port, home=home))
+    (home / "sshd_config").write_text(_SERVER.format(port=port, home=home) + _parts())
     (home / "ssh_config").write_text(_CLIENT.format(port=port, home=home))
     (home / "known_hosts").write_text(f"[127.0.0.1]:{port} {(home / 'host_key.pub').read_text()}")
     ssh = home / "ssh"
@@ -75,6 +76,13 @@ def sshd(home: Path) -> Iterator[Sshd]:
     with running(argv, home):
         eventually(lambda: _listens(port), 10, "a listening sshd")
         yield Sshd(pwd.getpwuid(os.geteuid()).pw_name, ssh)
+
+
+def _parts() -> str:
+    """Newer sshds are three programs, of which two are looked for where an installed one has them."""
+    there = UNPACKED / "usr/lib/openssh"
+    found = (("SshdSessionPath", there / "sshd-session"), ("SshdAuthPath", there / "sshd-auth"))
+    return "".join(f"{key} {path}\n" for key, path in found if path.exists())
 
 
 def _keygen(path: Path) -> None:

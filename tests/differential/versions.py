@@ -31,7 +31,7 @@ class Difference:
     why: str
 
 
-ATTRIBUTES = "11.3 has one sentence and code 27 for all wrong attributes; ours are those of 9.0"
+WRONG_ATTRIBUTE = "11.3 has one sentence and code 27 for all wrong attributes; ours are those of 9.0"
 
 DIFFERENCES = (
     Difference(
@@ -65,7 +65,7 @@ DIFFERENCES = (
         "libvirtd itself dies of an upload that is longer than was said",
     ),
     *(
-        Difference("nwfilter", f"<filter name='f'><rule{attributes}/></filter>", Peer.DEBIAN_13, ATTRIBUTES)
+        Difference("nwfilter", f"<filter name='f'><rule{attributes}/></filter>", Peer.DEBIAN_13, WRONG_ATTRIBUTE)
         for attributes in (
             " action='zz' direction='in'", " action='drop' direction='zz'", "",
             " action='ACCEPT' direction='out'",
@@ -73,13 +73,13 @@ DIFFERENCES = (
     ),
     Difference(
         "nwfilter",
-        "<filter name='f'><rule action='accept' direction='out' priority='0x10' statematch='FALSE'><tcp/></rule>"
-        "</filter>",
+        "<filter name='f'><rule action='accept' direction='out' priority='0x10' statematch='FALSE'><tcp/>"
+        "</rule></filter>",
         Peer.DEBIAN_13,
         "a priority that is no decimal number is refused; 9.0 takes 500, and so do we",
     ),
     *(
-        Difference("secret", what, Peer.DEBIAN_13, ATTRIBUTES)
+        Difference("secret", what, Peer.DEBIAN_13, WRONG_ATTRIBUTE)
         for what in ("unknown usage", "usage in capitals", "usage without a type")
     ),
     *(
