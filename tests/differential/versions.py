@@ -65,8 +65,8 @@ DIFFERENCES = (
         "libvirtd itself dies of an upload that is longer than was said",
     ),
     *(
-        Difference("nwfilter", f"<filter name='f'><rule{attributes}/></filter>", Peer.DEBIAN_13, WRONG_ATTRIBUTE)
-        for attributes in (
+        Difference("nwfilter", f"<filter name='f'><rule{how}/></filter>", Peer.DEBIAN_13, WRONG_ATTRIBUTE)
+        for how in (
             " action='zz' direction='in'", " action='drop' direction='zz'", "",
             " action='ACCEPT' direction='out'",
         )
