@@ -24,9 +24,9 @@ def uri() -> Iterator[str]:
         path.write_text(program)
         socket = Path(name, "sock")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            [sys.executable, path, socket], env=environment, stdout=subprocess.PIPE, text=True
-        ) as server:
+        # Who runs the tests in the background may have a shell that has SIGINT ignored.
+        argv = ["env", "--default-signal=INT", sys.executable, path, socket]
+        with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             try:
                 assert server.stdout.readline() == f"listening at {socket}\n", "the example did not start"
