@@ -270,7 +270,7 @@ async def first(where):
     for name in HOSTS:
         await store.put_host(HostRecord(name, HostState.RUNNING, "x" * 10_000))
     fill(where / "others-first")
-    print(await refused(store))
+    print(await refused(store), flush=True)  # before it is killed
     assert len(await store.hosts()) == len(HOSTS), "reading on a full disk"
     for name in HOSTS:  # the stop of every host
         for state in (HostState.STOPPING, HostState.CLEANING, HostState.FREE):
