@@ -139,14 +139,13 @@ def _before_serial(row: Procedure, size: int) -> bytes:
     return HEADER.pack(HEADER_SIZE + size, row.program, 1, row.number, 1, 0, 0)[:20]
 
 
-def _compile_answer(row: Procedure) -> Answer | None:
+def _compile_answer(row: Procedure, serve: Serve, reply: Reply) -> Answer | None:
     """What `serve` and `reply` do one after the other; in one piece for the calls that clients make most:
     about one object, with an answer of fixed size."""
     if row.kind is not Kind.READ:
         return None
     args, codec = row.args, row.reply
     if args is None or len(args.members) != 1 or not isinstance(codec, Record) or codec.fixed is None:
-        serve, reply = _compile_serve(row), _compile_reply(row)
         return lambda session, buf, pos, end, serial: reply(serve(session, buf, pos, end), serial)
     read, handler, head, body = args.members[0].read, row.handler, _REPLY.pack, Struct(">" + codec.fixed)
     before, pack = _before_serial(row, body.size), body.pack
@@ -219,8 +218,8 @@ class Tables:
 
 
 def _entry(row: Procedure) -> Entry:
-    made = _compile_serve(row), _compile_reply(row), _compile_answer(row)
-    return Entry(row, *made, is_audited(row), finder(row))
+    serve, reply = _compile_serve(row), _compile_reply(row)
+    return Entry(row, serve, reply, _compile_answer(row, serve, reply), is_audited(row), finder(row))
 
 
 def _checked(entry: Entry) -> Entry:
@@ -229,7 +228,8 @@ def _checked(entry: Entry) -> Entry:
     if row.phase is not Phase.OPENED:
         return entry
     row = replace(row, handler=guarded(row))
-    return replace(entry, serve=_compile_serve(row), answer=_compile_answer(row))
+    serve = _compile_serve(row)
+    return replace(entry, serve=serve, answer=_compile_answer(row, serve, entry.reply))
 
 
 def build_tables(rows: Iterable[Procedure], known: dict[int, Callable[[int], str | None]]) -> Tables:

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from hypervisor_shim.xml import graphics
 from hypervisor_shim.xml.domain_shape import DOMAIN
+from hypervisor_shim.xml.metadata import place
 from hypervisor_shim.xml.read import read_document
 
 
@@ -91,10 +92,7 @@ def add_live(root: Element, live: Live) -> None:
     if live.metadata:
         metadata = root.find("metadata")
         if metadata is None:
-            metadata = Element("metadata")
-            order = list(DOMAIN.children)
-            at = sum(order.index(child.tag) < order.index("metadata") for child in root)
-            root.insert(at, metadata)
+            metadata = place(root, "metadata", DOMAIN.children)
         for text in live.metadata:
             metadata.append(read_document(text))
 

@@ -366,9 +366,8 @@ class Board:
     async def disk_counters(self) -> list[dict[str, object]]:
         """What the host's disks have read and written since power-on; empty while the board goes down."""
         try:
-            async with asyncio.timeout(QMP_DEADLINE):
-                answer = await self._qmp.execute("query-blockstats")
-        except (QMPError, TimeoutError):
+            answer = await self.command("query-blockstats")
+        except NicagentError:
             return []
         assert isinstance(answer, list)
         kept = ("rd_operations", "rd_bytes", "wr_operations", "wr_bytes", "flush_operations")
@@ -414,10 +413,9 @@ class Board:
 
     async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> None:
         try:
-            async with asyncio.timeout(QMP_DEADLINE):
-                await self._qmp.execute(command, arguments)
-        except (QMPError, TimeoutError) as error:  # the board is going down at this very moment, or is stuck
-            log.warning("%s: QMP %s: %s", self._qmp.name, command, error)
+            await self.command(command, arguments)
+        except NicagentError as error:  # the board is going down at this very moment, or is stuck
+            log.warning("%s: QMP %s", self._qmp.name, error)
 
     async def _follow(self, on_off: OnOff) -> None:
         said = asyncio.create_task(self._shutdown_reason())

@@ -33,7 +33,7 @@ from hypervisor_shim.driver import (
     ShutdownFlags,
     UndefineFlags,
 )
-from hypervisor_shim.errors import Code, error, no_domain
+from hypervisor_shim.errors import Code, error, no_domain, uuid_text
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Config
@@ -62,7 +62,7 @@ from nicagent.northbound.libvirt_domain import (
     to_info,
     with_nic_macs,
 )
-from nicagent.northbound.libvirt_ground import Documents, Ground, text_of
+from nicagent.northbound.libvirt_ground import Documents, Ground
 from nicagent.northbound.libvirt_guest import MetalGuest
 from nicagent.northbound.libvirt_interface import MetalInterfaces
 from nicagent.northbound.libvirt_migration import MetalMigration
@@ -300,13 +300,13 @@ class MetalDriver(Driver):
 
     def _status(self, uuid: bytes) -> DomainStatus:
         try:
-            return self._controller.domain(text_of(uuid))
+            return self._controller.domain(uuid_text(uuid))
         except NicagentError:
             raise no_domain(uuid) from None
 
     def _definition(self, uuid: bytes) -> Domain:
         try:
-            return self._controller.definition(text_of(uuid))
+            return self._controller.definition(uuid_text(uuid))
         except NicagentError:
             raise no_domain(uuid) from None
 
@@ -341,7 +341,7 @@ class MetalDriver(Driver):
         _only_plain(flags)
         self._definition(uuid)
         with translated():
-            await self._controller.start(text_of(uuid), cause_of(caller, "start"))
+            await self._controller.start(uuid_text(uuid), cause_of(caller, "start"))
         return self._infos[uuid]
 
     async def create_xml(self, caller: Caller, definition: DomainDef, flags: CreateFlags) -> DomainInfo:
@@ -377,7 +377,7 @@ class MetalDriver(Driver):
         self._definition(uuid)
         with translated():
             try:
-                await self._controller.interrupt(text_of(uuid), cause_of(caller, "inject-nmi"))
+                await self._controller.interrupt(uuid_text(uuid), cause_of(caller, "inject-nmi"))
             except NicagentError as e:
                 if e.kind is not Kind.UNSUPPORTED:
                     raise
@@ -389,13 +389,13 @@ class MetalDriver(Driver):
     async def set_autostart(self, caller: Caller, uuid: bytes, autostart: bool) -> None:
         self._definition(uuid)
         with translated():
-            await self._controller.set_autostart(text_of(uuid), autostart, cause_of(caller, "autostart"))
+            await self._controller.set_autostart(uuid_text(uuid), autostart, cause_of(caller, "autostart"))
         self._remember(self._status(uuid))
 
     async def set_autostart_once(self, caller: Caller, uuid: bytes, once: bool) -> None:
         self._definition(uuid)
         with translated():
-            await self._controller.set_autostart_once(text_of(uuid), once, cause_of(caller, "autostart"))
+            await self._controller.set_autostart_once(uuid_text(uuid), once, cause_of(caller, "autostart"))
         self._remember(self._status(uuid))
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
@@ -426,7 +426,7 @@ class MetalDriver(Driver):
     async def _act(self, uuid: bytes, act: Callable[[str, Cause], Awaitable[None]], cause: Cause) -> None:
         self._definition(uuid)  # an unknown UUID has a code of its own
         with translated():
-            await act(text_of(uuid), cause)
+            await act(uuid_text(uuid), cause)
 
     # ---- events
 

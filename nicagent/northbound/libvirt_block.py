@@ -17,7 +17,7 @@ from hypervisor_shim.driver.block import (
     Copy,
     IoTune,
 )
-from hypervisor_shim.errors import Code, error
+from hypervisor_shim.errors import Code, error, uuid_text
 from hypervisor_shim.xml.device import disk_named, with_limits, with_source
 from hypervisor_shim.xml.domain_def import DomainDef
 from hypervisor_shim.xml.domain_live import Mirror, MirrorJob
@@ -34,7 +34,7 @@ from nicagent.model import (
     Limits,
     VolumeFormat,
 )
-from nicagent.northbound.libvirt_ground import Ground, text_of
+from nicagent.northbound.libvirt_ground import Ground
 from nicagent.northbound.libvirt_words import cause_of, translated
 
 SECTOR = 512  # bytes; no transport shows a smaller unit
@@ -82,7 +82,7 @@ class MetalBlock(Block):
 
     async def resize(self, caller: Caller, uuid: bytes, disk: str, size: int) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             size += -size % SECTOR
             now = (await self._chain(known))[0].size
             if size < now:
@@ -95,7 +95,7 @@ class MetalBlock(Block):
             with translated():
                 try:
                     await self._ground.controller.resize(
-                        text_of(uuid), known.target, size, cause_of(caller, f"resize {known.target}")
+                        uuid_text(uuid), known.target, size, cause_of(caller, f"resize {known.target}")
                     )
                 except NicagentError as e:
                     if e.kind is Kind.UNSUPPORTED:
@@ -121,14 +121,14 @@ class MetalBlock(Block):
             merged = merged_limits(known.iotune, given)
             return with_limits(definition, known.target, merged)
 
-        async with ground.controller.changing(text_of(uuid)):
+        async with ground.controller.changing(uuid_text(uuid)):
             live = edit(ground.live(uuid)) if impact & Impact.LIVE else None
             config = edit(ground.persistent(uuid)) if impact & Impact.CONFIG else None
             if live is not None:
                 self.refuse_busy(uuid, disk_named(live, disk).target)
             with translated():
                 await ground.controller.change(
-                    text_of(uuid),
+                    uuid_text(uuid),
                     None if live is None else ground.to_domain(live),
                     None if config is None else ground.to_domain(config),
                     cause_of(caller, f"limits of {disk}"),
@@ -138,7 +138,7 @@ class MetalBlock(Block):
 
     async def copy(self, caller: Caller, uuid: bytes, disk: str, copy: Copy) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             self.refuse_busy(uuid, known.target)
             with translated():
                 format = _format(copy.format, known)
@@ -149,7 +149,7 @@ class MetalBlock(Block):
                 else:
                     await self._files.create(copy.path, format, layers[0].size, next(iter(below), None))
                 job = BlockJob(
-                    text_of(uuid),
+                    uuid_text(uuid),
                     known.target,
                     JobKind.COPY,
                     copy.path,
@@ -166,13 +166,13 @@ class MetalBlock(Block):
 
     async def pull(self, caller: Caller, uuid: bytes, disk: str, base: str | None, bandwidth: int) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             self.refuse_busy(uuid, known.target)
             layers = await self._chain(known)
             left = "" if base is None else _layer(layers, known.target, base).path
             if len(layers) == 1:
                 raise error(Code.OPERATION_INVALID, f"disk {known.target} has no backing file to pull from")
-            job = BlockJob(text_of(uuid), known.target, JobKind.PULL, left, speed=bandwidth)
+            job = BlockJob(uuid_text(uuid), known.target, JobKind.PULL, left, speed=bandwidth)
             with translated():
                 await self._ground.controller.jobs.start(job, cause_of(caller, f"pull {known.target}"))
 
@@ -189,7 +189,7 @@ class MetalBlock(Block):
         active: bool,
     ) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             self.refuse_busy(uuid, known.target)
             layers = await self._chain(known)
             upper = layers[0] if top is None else _layer(layers, known.target, top)
@@ -206,7 +206,7 @@ class MetalBlock(Block):
             lower = _lower(layers, known.target, at, base, shallow=shallow)
             await self._refuse_shared(uuid, layers[at + 1 : layers.index(lower) + 1])
             job = BlockJob(
-                text_of(uuid),
+                uuid_text(uuid),
                 known.target,
                 JobKind.ACTIVE_COMMIT if at == 0 else JobKind.COMMIT,
                 lower.path,
@@ -224,7 +224,7 @@ class MetalBlock(Block):
         controller = self._ground.controller
         paths = {layer.path for layer in changed}
         for other in controller.domains():
-            if other.domain.uuid == text_of(uuid):
+            if other.domain.uuid == uuid_text(uuid):
                 continue
             for disk in {*other.domain.disks, *controller.definition(other.domain.uuid).disks}:
                 with contextlib.suppress(NicagentError):  # a disk that is not there cannot be broken
@@ -239,7 +239,7 @@ class MetalBlock(Block):
     async def job_info(self, uuid: bytes, disk: str) -> BlockJobInfo | None:
         known = self._disk(uuid, disk)
         with translated():
-            facts = await self._ground.controller.jobs.facts(text_of(uuid), known.target)
+            facts = await self._ground.controller.jobs.facts(uuid_text(uuid), known.target)
         if facts is None:
             return None
         # Both sides the same means ready, and nothing else may look like it.
@@ -258,7 +258,7 @@ class MetalBlock(Block):
                 jobs.ready(job.domain, job.target),
                 job.shallow,
             )
-            for job in jobs.of_domain(text_of(uuid))
+            for job in jobs.of_domain(uuid_text(uuid))
             if job.kind in MIRRORED
         }
 
@@ -266,31 +266,31 @@ class MetalBlock(Block):
         known = self._disk(uuid, disk)
         self._job(uuid, known.target)
         with translated():
-            await self._ground.controller.jobs.set_speed(text_of(uuid), known.target, bandwidth)
+            await self._ground.controller.jobs.set_speed(uuid_text(uuid), known.target, bandwidth)
 
     async def abort(self, caller: Caller, uuid: bytes, disk: str, *, pivot: bool) -> None:
         known = self._disk(uuid, disk)
         job = self._job(uuid, known.target)
         ground, jobs = self._ground, self._ground.controller.jobs
         cause = cause_of(caller, f"{'pivot' if pivot else 'end'} of the {job.kind.value} of {known.target}")
-        async with ground.controller.changing(text_of(uuid)):
+        async with ground.controller.changing(uuid_text(uuid)):
             if not pivot:
                 with translated():
-                    await jobs.give_up(text_of(uuid), known.target, cause)
+                    await jobs.give_up(uuid_text(uuid), known.target, cause)
                 return
             if job.kind not in (JobKind.COPY, JobKind.ACTIVE_COMMIT):
                 detail = f"job type '{job.kind.value}' does not support pivot"
                 raise error(Code.OPERATION_INVALID, detail)
-            facts = await jobs.facts(text_of(uuid), known.target)
+            facts = await jobs.facts(uuid_text(uuid), known.target)
             if facts is not None and facts.state is not JobState.READY:
                 raise error(Code.BLOCK_COPY_ACTIVE, f"disk '{known.target}' not ready for pivot yet")
             with translated():
-                await jobs.pivot(text_of(uuid), known.target, lambda: self._move(uuid, job, cause), cause)
+                await jobs.pivot(uuid_text(uuid), known.target, lambda: self._move(uuid, job, cause), cause)
 
     async def _move(self, uuid: bytes, job: BlockJob, cause: Cause) -> None:
         """The record, and the definition where it names the same file, name the other one from now on."""
         live, config = self.moved(uuid, {job.target: (job.path, job.format)})
-        await self._ground.controller.change(text_of(uuid), live, config, cause)
+        await self._ground.controller.change(uuid_text(uuid), live, config, cause)
 
     def moved(
         self, uuid: bytes, files: Mapping[str, tuple[str, VolumeFormat]]
@@ -323,14 +323,14 @@ class MetalBlock(Block):
         raise error(Code.INVALID_ARG, f"disk '{name}' not found in domain")
 
     def _job(self, uuid: bytes, target: str) -> BlockJob:
-        job = self._ground.controller.jobs.of(text_of(uuid), target)
+        job = self._ground.controller.jobs.of(uuid_text(uuid), target)
         if job is None:
             raise error(Code.INVALID_ARG, f"disk {target} does not have an active block job")
         return job
 
     def refuse_busy(self, uuid: bytes, target: str) -> None:
         """Raises for a disk that a job works on."""
-        job = self._ground.controller.jobs.of(text_of(uuid), target)
+        job = self._ground.controller.jobs.of(uuid_text(uuid), target)
         if job is not None:
             code = Code.BLOCK_COPY_ACTIVE if job.kind is JobKind.COPY else Code.OPERATION_UNSUPPORTED
             raise error(code, f"disk '{target}' already in active block job")

@@ -13,7 +13,7 @@ from hypervisor_shim.driver import (
     Impact,
 )
 from hypervisor_shim.driver.devices import Devices
-from hypervisor_shim.errors import Code, error
+from hypervisor_shim.errors import Code, error, uuid_text
 from hypervisor_shim.xml.device import (
     alias_of,
     device_by_alias,
@@ -27,7 +27,7 @@ from hypervisor_shim.xml.domain_def import Device, DomainDef
 from hypervisor_shim.xml.write import write_element
 from nicagent.errors import Kind, NicagentError, NotReleased
 from nicagent.model import DisplayBinding, DomainStatus
-from nicagent.northbound.libvirt_ground import Ground, text_of
+from nicagent.northbound.libvirt_ground import Ground
 from nicagent.northbound.libvirt_words import cause_of, translated
 
 Edit = Callable[[DomainDef, Device, bool], DomainDef]
@@ -43,7 +43,7 @@ class MetalDevices(Devices):
         def edit(known: DomainDef, wanted: Device, live: bool) -> DomainDef:
             return with_device(known, wanted, live=live)
 
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             refuse_kind(device, "attach", live=bool(impact & Impact.LIVE))
             if impact & Impact.LIVE:
                 edit(self._ground.live(uuid), device, True)  # what is wrong with it comes before what is full
@@ -58,7 +58,7 @@ class MetalDevices(Devices):
         def edit(known: DomainDef, gone: Device, live: bool) -> DomainDef:
             return without_device(known, gone, live=live)
 
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             refuse_kind(device, "detach", live=bool(impact & Impact.LIVE))
             alias = ""
             if impact & Impact.LIVE:
@@ -81,7 +81,7 @@ class MetalDevices(Devices):
                 )
             return changed
 
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             await self._change(caller, uuid, device, impact, edit, f"update {device.kind} {device.name}")
 
     async def detach_alias(self, caller: Caller, uuid: bytes, alias: str, impact: Impact) -> None:
@@ -101,7 +101,7 @@ class MetalDevices(Devices):
         with translated():
             try:
                 await ground.controller.change(
-                    text_of(uuid),
+                    uuid_text(uuid),
                     None if live is None else ground.to_domain(live),
                     None if config is None else ground.to_domain(config),
                     cause_of(caller, why),
@@ -117,7 +117,7 @@ class MetalDevices(Devices):
             return
         gone = () if more else (device.name,)
         try:
-            await self._ground.controller.check_pluggable(text_of(uuid), more=more, gone=gone)
+            await self._ground.controller.check_pluggable(uuid_text(uuid), more=more, gone=gone)
         except NicagentError as e:
             code = Code.OPERATION_UNSUPPORTED if e.kind is Kind.UNSUPPORTED else Code.OPERATION_FAILED
             raise error(code, str(e)) from None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypervisor_shim.driver import DomainInfo, Event
-from hypervisor_shim.errors import Code, error, no_domain, not_running
+from hypervisor_shim.errors import Code, error, no_domain, not_running, uuid_text
 from hypervisor_shim.xml import domain as domain_xml
 from hypervisor_shim.xml.domain_def import DomainDef
 from nicagent.config import Config
@@ -38,7 +38,7 @@ class Ground:
     def status(self, uuid: bytes) -> DomainStatus:
         """The domain as it is now. Raises NO_DOMAIN."""
         try:
-            return self.controller.domain(text_of(uuid))
+            return self.controller.domain(uuid_text(uuid))
         except NicagentError:
             raise no_domain(uuid) from None
 
@@ -57,10 +57,4 @@ class Ground:
         """What the next start will use. Raises NO_DOMAIN, OPERATION_INVALID."""
         if not self.status(uuid).domain.persistent:
             raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-        return self.documents.parsed(self.controller.definition(text_of(uuid)).xml)
-
-
-def text_of(uuid: bytes) -> str:
-    """A UUID as the controller writes it."""
-    text = uuid.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return self.documents.parsed(self.controller.definition(uuid_text(uuid)).xml)

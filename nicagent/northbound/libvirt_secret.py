@@ -9,11 +9,10 @@ from typing import NoReturn
 
 from hypervisor_shim.driver import Caller, Event, SecretEvent, SecretValueEvent
 from hypervisor_shim.driver.secret import Secrets, check_redefinition, no_secret, no_value
-from hypervisor_shim.errors import Origin
+from hypervisor_shim.errors import Origin, uuid_text
 from hypervisor_shim.xml.secret import SecretDef, Usage
 from nicagent.errors import Kind, NicagentError
 from nicagent.keyring import Keyring, Secret
-from nicagent.northbound.libvirt_ground import text_of
 from nicagent.northbound.libvirt_words import translated
 
 _DEFINED, _UNDEFINED = 0, 1
@@ -32,7 +31,7 @@ class MetalSecrets(Secrets):
         return [_shown(each) for each in self._keyring.secrets()]
 
     def secret(self, uuid: bytes) -> SecretDef | None:
-        found = self._keyring.secret(text_of(uuid))
+        found = self._keyring.secret(uuid_text(uuid))
         return None if found is None else _shown(found)
 
     async def define(self, caller: Caller, definition: SecretDef) -> SecretDef:
@@ -48,23 +47,23 @@ class MetalSecrets(Secrets):
     async def undefine(self, caller: Caller, uuid: bytes) -> None:
         definition = self._find(uuid)
         with translated(Origin.SECRET):
-            await self._keyring.undefine(text_of(uuid))
+            await self._keyring.undefine(uuid_text(uuid))
         self._tell(caller, definition, _UNDEFINED)
 
     async def set_value(self, caller: Caller, uuid: bytes, value: bytes) -> None:
         definition = self._find(uuid)
         with translated(Origin.SECRET):
-            await self._keyring.set_value(text_of(uuid), value)
-        log.info("secret %s was given a value by %s (%s)", text_of(uuid), caller.identity, caller.peer)
+            await self._keyring.set_value(uuid_text(uuid), value)
+        log.info("secret %s was given a value by %s (%s)", uuid_text(uuid), caller.identity, caller.peer)
         self._publish(SecretValueEvent(uuid, definition.usage_type, definition.usage_id))
 
     async def value(self, caller: Caller, uuid: bytes) -> bytes:
         self._find(uuid)
         try:
-            value = self._keyring.value(text_of(uuid))
+            value = self._keyring.value(uuid_text(uuid))
         except NicagentError as missing:
             _refuse(missing, uuid)
-        log.info("secret %s was read by %s (%s)", text_of(uuid), caller.identity, caller.peer)
+        log.info("secret %s was read by %s (%s)", uuid_text(uuid), caller.identity, caller.peer)
         return value
 
     def _find(self, uuid: bytes) -> SecretDef:
@@ -75,7 +74,7 @@ class MetalSecrets(Secrets):
 
     def _tell(self, caller: Caller, definition: SecretDef, event: int) -> None:
         done = "undefined" if event == _UNDEFINED else "defined"
-        log.info("secret %s %s by %s (%s)", text_of(definition.uuid), done, caller.identity, caller.peer)
+        log.info("secret %s %s by %s (%s)", uuid_text(definition.uuid), done, caller.identity, caller.peer)
         self._publish(SecretEvent(definition.uuid, definition.usage_type, definition.usage_id, event))
 
 
@@ -98,7 +97,7 @@ def _shown(secret: Secret) -> SecretDef:
 
 def _kept(definition: SecretDef) -> Secret:
     return Secret(
-        text_of(definition.uuid),
+        uuid_text(definition.uuid),
         definition.usage_type.name.lower(),
         definition.usage_id,
         definition.description,

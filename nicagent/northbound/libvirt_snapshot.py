@@ -25,12 +25,12 @@ from hypervisor_shim.driver.snapshot import (
     Snapshots,
     Tree,
 )
-from hypervisor_shim.errors import Code, Origin, error
+from hypervisor_shim.errors import Code, Origin, error, uuid_text
 from hypervisor_shim.xml.domain import format_domain, parse_domain
 from hypervisor_shim.xml.domain_change import with_name
 from nicagent.model import Disk, VolumeFormat
 from nicagent.northbound.libvirt_block import MetalBlock, on_files
-from nicagent.northbound.libvirt_ground import Ground, text_of
+from nicagent.northbound.libvirt_ground import Ground
 from nicagent.northbound.libvirt_words import cause_of, translated
 
 _CREATE, _DELETE = SnapshotCreateFlags, SnapshotDeleteFlags
@@ -67,7 +67,7 @@ class MetalSnapshots(Snapshots):
         self, caller: Caller, uuid: bytes, request: SnapshotRequest, flags: SnapshotCreateFlags
     ) -> str:
         ground = self._ground
-        async with ground.controller.changing(text_of(uuid)):
+        async with ground.controller.changing(uuid_text(uuid)):
             if flags & _CREATE.REDEFINE:
                 await self._keep(uuid, self._tree(uuid).again(request, flags))
                 return request.name or ""
@@ -92,7 +92,7 @@ class MetalSnapshots(Snapshots):
                     files = {disk.target: (str(new.path), VolumeFormat.QCOW2) for disk, new in disks}
                     live, config = self._block.moved(uuid, files)
                     cause = cause_of(caller, f"snapshot {name}")
-                    await ground.controller.change(text_of(uuid), live, config, cause)
+                    await ground.controller.change(uuid_text(uuid), live, config, cause)
             except BaseException:
                 for path in made:
                     self._files.remove(path)
@@ -126,7 +126,7 @@ class MetalSnapshots(Snapshots):
     async def revert(self, caller: Caller, uuid: bytes, name: str, flags: SnapshotRevertFlags) -> None:
         """The definition of then, on new files on top of those that were kept."""
         ground = self._ground
-        async with ground.controller.changing(text_of(uuid)):
+        async with ground.controller.changing(uuid_text(uuid)):
             status = ground.status(uuid)
             if status.id is not None:
                 raise error(
@@ -152,7 +152,7 @@ class MetalSnapshots(Snapshots):
                             files[disk.target] = (path, VolumeFormat.QCOW2)
                     config = ground.to_domain(on_files(before, files))
                     cause = cause_of(caller, f"revert to {name}")
-                    await ground.controller.change(text_of(uuid), None, config, cause)
+                    await ground.controller.change(uuid_text(uuid), None, config, cause)
             except BaseException:
                 for path in made:
                     self._files.remove(path)
@@ -160,7 +160,7 @@ class MetalSnapshots(Snapshots):
             await self._keep(uuid, replace(tree, current=name))
 
     async def delete(self, caller: Caller, uuid: bytes, name: str, flags: SnapshotDeleteFlags) -> None:
-        async with self._ground.controller.changing(text_of(uuid)):
+        async with self._ground.controller.changing(uuid_text(uuid)):
             tree = self._tree(uuid)
             left = tree.without(name, flags)
             gone = len(tree.snapshots) - len(left.snapshots)
@@ -175,12 +175,12 @@ class MetalSnapshots(Snapshots):
     # ---- within
 
     def _tree(self, uuid: bytes) -> Tree:
-        return self._read(self._ground.controller.snapshots.of(text_of(uuid)))
+        return self._read(self._ground.controller.snapshots.of(uuid_text(uuid)))
 
     async def _keep(self, uuid: bytes, tree: Tree) -> None:
         text = msgspec.json.encode(tree).decode() if tree.snapshots else None
         with translated(Origin.DOMAIN_SNAPSHOT):
-            await self._ground.controller.snapshots.keep(text_of(uuid), text)
+            await self._ground.controller.snapshots.keep(uuid_text(uuid), text)
 
 
 def _read(text: str | None) -> Tree:

@@ -20,11 +20,11 @@ from hypervisor_shim.driver.statistics import (
     Vcpu,
     VcpuState,
 )
-from hypervisor_shim.errors import Code, LibvirtError, error
+from hypervisor_shim.errors import Code, LibvirtError, error, uuid_text
 from nicagent.counters import Counters, Reading, Sizes
 from nicagent.hostlink.contract import answers
 from nicagent.model import Disk, DomainStatus, ExportStatus
-from nicagent.northbound.libvirt_ground import Ground, text_of
+from nicagent.northbound.libvirt_ground import Ground
 
 OFF_MAX = 16_384  # domains that are off, of which is kept what is told
 SECTOR = 512  # bytes, of the kernel's own counting
@@ -47,8 +47,8 @@ class MetalStatistics(Statistics):
                 on.append(uuid)
             else:
                 told[uuid] = self._of_one_off(uuid, info)
-        known = await self._counters.of(map(text_of, on), wait=wait)
-        told.update({uuid: self._told(uuid, known.get(text_of(uuid))) for uuid in on})
+        known = await self._counters.of(map(uuid_text, on), wait=wait)
+        told.update({uuid: self._told(uuid, known.get(uuid_text(uuid))) for uuid in on})
         if len(uuids) == 1 and not known:  # of one that is off the volumes are looked at too
             sizes = await self._counters.sizes(self._ground.status(uuids[0]).domain.disks)
             one = told[uuids[0]]
