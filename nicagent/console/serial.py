@@ -25,7 +25,8 @@ from nicagent.errors import Kind, NicagentError
 
 log = logging.getLogger("nicagent.console")
 
-CHUNK = 4096  # bytes taken from a tty at once: the kernel gives no more
+CHUNK = 4096  # bytes that a tty gives at once; the kernel has no more
+GULP = 16  # such reads of a line that does not pause, before what they brought is passed on
 BACKLOG = 1 << 20  # bytes kept for a session that does not read
 REPLAY = 4096  # bytes of the past that a new session is shown
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0  # seconds between attempts to open the line
@@ -42,7 +43,7 @@ class SerialConsole:
         self._log = _RotatingLog(log_path, log_bytes)
         self._sessions: list[ConsoleSession] = []
         self._line: _Line | None = None
-        self._recent = self._log.tail(REPLAY)
+        self._recent = bytearray(self._log.tail(REPLAY))
 
     @property
     def connected(self) -> bool:
@@ -72,8 +73,10 @@ class SerialConsole:
             self._log.close()
 
     def _take(self, data: bytes) -> None:
-        self._recent = (self._recent + data)[-REPLAY:]
         self._log.write(data)
+        self._recent += data[-REPLAY:]
+        if len(self._recent) > 8 * REPLAY:  # seldom: what is cut off is moved
+            del self._recent[:-REPLAY]
         for session in self._sessions:
             session.feed(data)
 
@@ -89,7 +92,7 @@ class SerialConsole:
                 other.end()
         session = ConsoleSession(self)
         if replay and self._recent:
-            session.feed(self._recent)
+            session.feed(bytes(self._recent[-REPLAY:]))
         self._sessions.append(session)
         return session
 
@@ -187,17 +190,23 @@ class _RotatingLog:
         self._limit = limit
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
+        self._size = self._file.tell()
 
     def write(self, data: bytes) -> None:
         try:
-            if self._file.tell() + len(data) > self._limit:
-                self._path.replace(self._path.with_suffix(".1"))
-                # The old file is closed only once there is a new one: on a full disk there may be none.
-                self._file, old = self._path.open("ab", buffering=0), self._file
-                old.close()
-            self._file.write(data[-self._limit :])
+            for start in range(0, len(data), self._limit):
+                self._write(data[start : start + self._limit])
         except OSError as e:
             log.debug("%s: %s", self._path, e.strerror)
+
+    def _write(self, data: bytes) -> None:
+        if self._size + len(data) > self._limit:
+            self._path.replace(self._path.with_suffix(".1"))
+            # The old file is closed only once there is a new one: on a full disk there may be none.
+            self._file, old = self._path.open("ab", buffering=0), self._file
+            self._size = 0
+            old.close()
+        self._size += self._file.write(data)
 
     def tail(self, size: int) -> bytes:
         with self._path.open("rb") as file:
@@ -237,15 +246,21 @@ class _Tty:
         self._loop.add_reader(fd, self._ready)
 
     def _ready(self) -> None:
+        pieces: list[bytes] = []
+        hung_up = False
         try:
-            data = os.read(self._fd, CHUNK)
+            while len(pieces) < GULP:
+                pieces.append(os.read(self._fd, CHUNK))
+                if len(pieces[-1]) < CHUNK - 1:  # of its ring of CHUNK bytes one is never used
+                    hung_up = not pieces[-1]
+                    break
         except (BlockingIOError, InterruptedError):
-            return
-        except OSError:  # hung up
-            data = b""
-        if data:
+            pass
+        except OSError:
+            hung_up = True
+        if data := b"".join(pieces):
             self._take(data)
-        else:
+        if hung_up:
             self.close()
 
     def close(self) -> None:

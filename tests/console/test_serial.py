@@ -239,12 +239,15 @@ async def test_the_log_is_kept_twice_its_size_and_in_order(tmp_path: Path, chass
 
 
 async def test_one_burst_larger_than_the_log_does_not_overfill_it(tmp_path: Path, chassis: Chassis) -> None:
+    said = b"".join(b"line %06d\n" % number for number in range(8000))
     async with running(console_at(tmp_path, log_bytes=4096)) as console:
         await chassis.connected.wait()
         session = console.attach()
-        await chassis.say(bytes(100_000))
-        await take(session, 100_000)
-    assert all(len(content) <= 4096 for content in log_files(tmp_path).values())
+        await chassis.say(said)
+        await take(session, len(said))
+    files = log_files(tmp_path)
+    assert all(len(content) <= 4096 for content in files.values())
+    assert said.endswith(files["metal-1.1"] + files["metal-1.log"]), "the log's end, without a gap"
 
 
 async def test_a_log_that_cannot_be_written_costs_the_console_nothing(
@@ -294,6 +297,27 @@ async def test_a_tty_is_raw_at_its_speed_and_carries_both_ways(tmp_path: Path, p
 
 def _readable(fd: int) -> bool:
     return bool(select.select([fd], [], [], 0)[0])
+
+
+async def test_a_tty_in_full_flow_loses_nothing_and_ends_with_its_last_byte(
+    tmp_path: Path, pty: tuple[int, Path]
+) -> None:
+    master, path = pty
+    said = b"".join(b"line %06d\n" % number for number in range(40_000))
+    async with running(console_at(tmp_path, path)) as console:
+        await until(lambda: console.connected)
+        session = console.attach()
+        os.set_blocking(master, True)
+        flowing = asyncio.create_task(asyncio.to_thread(_write_all, master, said))
+        assert await take(session, len(said)) == said
+        await flowing
+        again = console.attach(replay=True)
+        assert await again.read(1 << 20) == said[-4096:], "a new reader is shown the last 4 KiB"
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 async def test_a_tty_that_goes_away_and_something_that_is_none(tmp_path: Path, pty: tuple[int, Path]) -> None:
