@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from nicagent.actions import Parts
 from nicagent.config import Config, Host
 from nicagent.console.contract import Displays, Screen
 from nicagent.console.display import ScreenDisplays
@@ -49,7 +50,6 @@ from nicagent.storage.build import make_storage
 from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
 from nicagent.volumes import Volumes
-from nicagent.walker import Parts
 
 log = logging.getLogger("nicagent.agent")
 

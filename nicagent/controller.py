@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
+from nicagent.actions import Parts
 from nicagent.blockjobs import BlockJobs
 from nicagent.domains import Domains, definition_after
 from nicagent.errors import Kind, NicagentError
@@ -37,7 +38,7 @@ from nicagent.segments import Segments
 from nicagent.snapshots import Snapshots
 from nicagent.storage.contract import DiskFiles, HostStorage
 from nicagent.store import HostRecord, Run, Store
-from nicagent.walker import AGENT, WIRING, Parts, Walker
+from nicagent.walker import AGENT, Walker
 
 log = logging.getLogger("nicagent.controller")
 
@@ -198,7 +199,7 @@ class Controller:
 
     @staticmethod
     def _host_status(walker: Walker) -> HostStatus:
-        return replace(_host_status(walker.record, walker.power), trouble=walker.trouble)
+        return replace(_host_status(walker.record, walker.watch.power), trouble=walker.watch.trouble)
 
     def domains(self) -> list[DomainStatus]:
         """Every domain: the persistent ones and the running transient ones."""
@@ -407,9 +408,11 @@ class Controller:
         unread = [
             walker
             for name, walker in self._walkers.items()
-            if domain.host in (None, name) and walker.power is Power.UNKNOWN and not walker.trouble
+            if domain.host in (None, name)
+            and walker.watch.power is Power.UNKNOWN
+            and not walker.watch.trouble
         ]
-        await asyncio.gather(*(walker.await_fact(FIRST_LOOK_SECONDS) for walker in unread))
+        await asyncio.gather(*(walker.watch.until_known(FIRST_LOOK_SECONDS) for walker in unread))
 
     async def _start(self, domain: Domain, cause: Cause, *, check: bool = False) -> DomainStatus:
         await self._first_look(domain)
@@ -508,12 +511,12 @@ class Controller:
     async def _see_effect(self, walker: Walker, action: PowerAction) -> None:
         """A technician is told what the LED says, not what the line was told."""
         wanted = {PowerAction.ON: Power.ON, PowerAction.OFF: Power.OFF}.get(action)
-        if wanted and not await walker.await_power(wanted, walker.parts.config.pgood_seconds):
+        if wanted and not await walker.watch.until(wanted, walker.watch.pgood_seconds):
             raise NicagentError(
                 Kind.UNAVAILABLE,
                 f"host {walker.parts.name} was told to power {action.value} but its power reads"
-                f" {walker.power.value}",
-                walker.trouble or WIRING[type(walker.parts.config.power)],
+                f" {walker.watch.power.value}",
+                walker.watch.trouble or walker.watch.wiring,
             )
 
     async def cycle(self, host: str, cause: Cause) -> HostStatus:

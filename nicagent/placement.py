@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from nicagent.actions import Parts
 from nicagent.config import Nic
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
@@ -26,7 +27,7 @@ from nicagent.model import (
 )
 from nicagent.segments import Segments, lies_in
 from nicagent.store import Run, Store
-from nicagent.walker import Parts, Walker
+from nicagent.walker import Walker
 
 # domain UUID, host, its disks, identities stored before → what is to be exported
 DeriveExports = Callable[[str, str, Sequence[Disk], Mapping[str, ExportIdentity]], tuple[Export, ...]]
@@ -84,10 +85,11 @@ class Placement:
         """Why this host cannot take the domain now; None when it can."""
         if walker.record.state is not HostState.FREE:
             return f"is {walker.record.state.value} ({walker.record.reason})"
-        if walker.power is Power.ON:
+        if walker.watch.power is Power.ON:
             return f"is switched on without a domain (nicagent power off {walker.parts.name})"
-        if walker.power is Power.UNKNOWN:
-            return f"has no readable power state ({walker.trouble or 'not read yet: ask again in a moment'})"
+        if walker.watch.power is Power.UNKNOWN:
+            trouble = walker.watch.trouble or "not read yet: ask again in a moment"
+            return f"has no readable power state ({trouble})"
         return self.misfit(domain, walker.parts)
 
     def misfit(self, domain: Domain, parts: Parts) -> str | None:

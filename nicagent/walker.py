@@ -2,8 +2,8 @@
 
 The walker owns no facts of its own. What must survive is in its `HostRecord`, written before the first action
 of a state; the actions are idempotent, so after a crash RESTARTED repeats them. One task works through the
-queue; the actions of a state run as a second task that a later event may cancel, which every driver is built
-for.
+queue; what a move begins runs beside it, as an errand that a later event may cancel, which every driver is
+built for.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 
-from nicagent import lifecycle
-from nicagent.config import GpioPower, Host, IpmiPower
-from nicagent.console.contract import Displays
+from nicagent import actions, lifecycle
+from nicagent.actions import Parts
 from nicagent.errors import Kind, NicagentError
 from nicagent.lifecycle import Action, Event, Row
-from nicagent.model import Cause, DomainEvent, Export, HostState, Initiator, Power, PowerAction
-from nicagent.network.contract import NetworkDriver
-from nicagent.power.contract import PowerDriver
-from nicagent.storage.contract import HostStorage
+from nicagent.model import Cause, DomainEvent, HostState, Power
+from nicagent.powerwatch import PowerWatch
 from nicagent.store import HostRecord, Run, Store
 
 log = logging.getLogger("nicagent.host")
 
-BootSetter = Callable[[str, Export | None], Awaitable[None]]
 Publish = Callable[[HostRecord, Power, DomainEvent | None], None]
 
 POWER_FACTS: Mapping[Power, Event] = {
@@ -43,18 +40,12 @@ AT_REST = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
 AGENT = "nicagent"  # who asks, when a fact or a deadline moves the host
 
 
-@dataclass(frozen=True)
-class Parts:
-    """One host's drivers and wiring, built by `agent` from the config."""
+class Errand(Enum):
+    """What the walker has under way beside its queue: one task of each at a time, begun by a move."""
 
-    name: str
-    config: Host
-    power: PowerDriver
-    storage: HostStorage
-    initiator: Initiator
-    network: NetworkDriver | None
-    set_boot: BootSetter | None
-    displays: Displays | None = None
+    ACTING = "the actions of a state"
+    CHANGING = "a change of disks or ports"
+    RECOVERING = "what a run needs again after a restart"
 
 
 @dataclass
@@ -63,8 +54,8 @@ class Step:
 
     `taken` resolves once its move is durable, or fails when it is illegal. `acted` resolves once the move's
     actions have ended well, or fails with what went wrong. `reached` resolves with the first state of `until`
-    that the host comes into. `of` is the move that our own DONE, FAILED and DEADLINE
-    belong to: they are stale, and dropped, once another move was made.
+    that the host comes into. `of` is the move that our own DONE, FAILED and DEADLINE belong to: they are
+    stale, and dropped, once another move was made.
     """
 
     event: Event
@@ -89,27 +80,16 @@ class Walker:
     def __init__(self, parts: Parts, record: HostRecord, store: Store, publish: Publish) -> None:
         self.parts = parts
         self.record = record
-        self.power = Power.UNKNOWN
+        self.watch = PowerWatch(parts.name, parts.config, parts.power, self._power_fact)
         self.last: Run | None = None  # the run that ended here last, with its ending
         self._store = store
         self._publish = publish
-        self._power_missing = ""  # why the power driver does not start
         self._queue: asyncio.Queue[Step] = asyncio.Queue()
         self._ended = False
-        self._acting: asyncio.Task[None] | None = None
-        self._recovering: asyncio.Task[None] | None = None
-        self._changing: asyncio.Task[None] | None = None
+        self._errands: dict[Errand, asyncio.Task[None]] = {}
         self._deadline: asyncio.TimerHandle | None = None
-        self._power_seen = asyncio.Event()
         self._moves = 0
         self._waiting: list[Step] = []
-
-    @property
-    def trouble(self) -> str:
-        """Why power cannot be read, while it cannot and that is known."""
-        if self.power is not Power.UNKNOWN:
-            return ""
-        return self._power_missing or self.parts.power.trouble
 
     # ---- life of the walker itself
 
@@ -117,17 +97,15 @@ class Walker:
         """Work until cancelled. A power driver that is not there is tried again; the host reads UNKNOWN."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.parts.storage.watch_over())
-            group.create_task(self._start_power())
+            group.create_task(self.watch.start())
             self._put(Event.RESTARTED, Cause(AGENT, "agent start"))
             try:
                 while True:
                     await self._take(await self._queue.get())
             finally:
                 self._set_deadline(None)
-                await self._stop_acting()
-                await self._stop_recovering()
-                await self._stop_changing()
-                await self.parts.power.close()
+                await self._end(*Errand)
+                await self.watch.close()
                 self._dismiss()
 
     def _dismiss(self) -> None:
@@ -146,28 +124,8 @@ class Walker:
             "what was asked is gone on with when it is back",
         )
 
-    async def _start_power(self) -> None:
-        wait = 1.0
-        while True:
-            try:
-                await self.parts.power.start()
-            except NicagentError as e:
-                self._power_missing = str(e)
-                log.error("%s: power: %s; trying again in %g s", self.parts.name, e, wait)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, 30.0)
-            else:
-                self._power_missing = ""
-                self.parts.power.watch(self._power_fact)
-                return
-
-    def _power_fact(self, power: Power) -> None:
-        if power is self.power:
-            return
-        self.power = power
-        self._power_seen.set()
-        log.info("%s: power is %s", self.parts.name, power.value)
-        self._put(POWER_FACTS[power], Cause(AGENT, f"power is {power.value}"))
+    def _power_fact(self, power: Power, words: str) -> None:
+        self._put(POWER_FACTS[power], Cause(AGENT, words))
 
     def _put(
         self,
@@ -236,10 +194,10 @@ class Walker:
         """Bring a durable change about; what stood in the way, if anything did."""
         if self.record.run is not after:
             return NicagentError(Kind.WRONG_STATE, "the domain was stopped meanwhile")
-        task = self._changing = asyncio.create_task(self._apply(before, after, cause))
+        task = self._begin(Errand.CHANGING, self._apply(before, after, cause))
         await asyncio.wait([task])
-        if self._changing is task:
-            self._changing = None
+        if self._errands.get(Errand.CHANGING) is task:
+            del self._errands[Errand.CHANGING]
         if task.cancelled():
             return NicagentError(Kind.WRONG_STATE, "the domain was stopped meanwhile")
         failure = task.exception()
@@ -250,34 +208,13 @@ class Walker:
 
     async def at_rest(self, seconds: float) -> None:
         """Wait until power was read, and what that means for a run is walked through; at most `seconds`."""
-        if not await self.await_fact(seconds):
+        if not await self.watch.until_known(seconds):
             return
-        if self.record.run is not None and self.power is Power.OFF:
+        if self.record.run is not None and self.watch.power is Power.OFF:
             step = self._put(Event.POWER_OFF_SEEN, Cause(AGENT, "power is off"), until=AT_REST)
             with contextlib.suppress(TimeoutError, NicagentError):
                 async with asyncio.timeout(seconds):
                     await step.reached
-
-    async def await_power(self, wanted: Power, seconds: float) -> bool:
-        """Wait until power reads `wanted`; False when the time is spent."""
-        return await self._await_power(lambda power: power is wanted, seconds)
-
-    async def await_fact(self, seconds: float) -> bool:
-        """Wait until power can be read and its watcher has said so; False when the time is spent."""
-        return await self._await_power(lambda _: self.power is not Power.UNKNOWN, seconds)
-
-    async def _await_power(self, enough: Callable[[Power], bool], seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                while not enough(await self.parts.power.read()):
-                    # Watch and read both: an edge wakes us, a poll finds what a driver could not watch.
-                    self._power_seen.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(0.25):
-                            await self._power_seen.wait()
-        except TimeoutError:
-            return False
-        return True
 
     # ---- one step
 
@@ -287,7 +224,7 @@ class Walker:
         try:
             row = lifecycle.step(self.record.state, step.event)
             if row.quiet:
-                self._publish(self.record, self.power, None)
+                self._publish(self.record, self.watch.power, None)
             else:
                 await self._make_move(row, step)
         except NicagentError as e:
@@ -310,17 +247,16 @@ class Walker:
     def _again(self, step: Step) -> None:
         event = step.event
         if event in POWER_FACTS.values():
-            event = POWER_FACTS[self.power]  # the fact of now, not that of a second ago
+            event = POWER_FACTS[self.watch.power]  # the fact of now, not that of a second ago
         self._put(event, step.cause, run=step.run, until=step.until, of=step.of)
 
     async def _make_move(self, row: Row, step: Step) -> None:
         record = self._after(row, step)
         await self._store.put_host(record, must=step.event in lifecycle.ENDS)
         if row.actions or row.next is not self.record.state:
-            await self._stop_acting()
+            await self._end(Errand.ACTING)
         if row.next is HostState.CLEANING:
-            await self._stop_recovering()
-            await self._stop_changing()
+            await self._end(Errand.RECOVERING, Errand.CHANGING)
         self._moves += 1
         log.log(
             logging.WARNING if step.event in (Event.FAILED, Event.DEADLINE) else logging.INFO,
@@ -335,9 +271,9 @@ class Walker:
         if step.event is not Event.CHANGE:  # an OS that was asked to go down has no more time for it
             self._set_deadline(self._seconds(row, step.event))
         if row.actions:
-            self._acting = asyncio.create_task(self._act(row, step, self._moves))
-        if row.recovers and self._recovering is None:
-            self._recovering = asyncio.create_task(self._recover(step.cause))
+            self._begin(Errand.ACTING, self._act(row, step, self._moves))
+        if row.recovers and Errand.RECOVERING not in self._errands:
+            self._begin(Errand.RECOVERING, self._recover(step.cause))
 
     def _after(self, row: Row, step: Step) -> HostRecord:
         """The record after a move."""
@@ -370,11 +306,11 @@ class Walker:
         old, self.record = self.record, record
         if record.state is HostState.FREE and old.run is not None:
             self.last = old.run
-            self._publish(replace(record, run=old.run), self.power, old.run.ending)
+            self._publish(replace(record, run=old.run), self.watch.power, old.run.ending)
         else:
             # A run starts once: power-good after a cycle or a reboot is no start.
             again = row.tells is DomainEvent.STARTED and "power-good" in old.marks
-            self._publish(record, self.power, None if again else row.tells)
+            self._publish(record, self.watch.power, None if again else row.tells)
         if record.state is not old.state:
             self._arrived(record.state)
 
@@ -400,20 +336,20 @@ class Walker:
                 seconds, lambda: self._put(Event.DEADLINE, cause, of=of)
             )
 
-    # ---- actions
+    # ---- errands
 
-    async def _stop_acting(self) -> None:
-        if self._acting is not None:
-            self._acting.cancel()
-            # Not `await` with its CancelledError suppressed: that would swallow our own cancellation too.
-            await asyncio.wait([self._acting])
-            self._acting = None
+    def _begin(self, errand: Errand, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = self._errands[errand] = asyncio.create_task(work)
+        return task
 
-    async def _stop_recovering(self) -> None:
-        if self._recovering is not None:
-            self._recovering.cancel()
-            await asyncio.wait([self._recovering])
-            self._recovering = None
+    async def _end(self, *errands: Errand) -> None:
+        for errand in errands:
+            task = self._errands.get(errand)
+            if task is not None:
+                task.cancel()
+                # Not `await` with its CancelledError suppressed: that would swallow our own cancellation too.
+                await asyncio.wait([task])
+                self._errands.pop(errand, None)
 
     async def _act(self, row: Row, step: Step, of: int) -> None:
         name = self.parts.name
@@ -439,21 +375,9 @@ class Walker:
             step.acted.set_result(None)
             self._put(Event.DONE, step.cause, of=of)
 
-    async def _stop_changing(self) -> None:
-        if self._changing is not None:
-            self._changing.cancel()
-            await asyncio.wait([self._changing])
-            self._changing = None
-
     async def _apply(self, before: Run, after: Run, cause: Cause) -> None:
-        """What differs between two stages of one run, through the drivers."""
-        if after.exports != before.exports:
-            await self._do(Action.EXPORTS_UP, cause)
-            await self._do(Action.BOOT_SET, cause)
-        if after.bindings != before.bindings:
-            await self._do(Action.PORTS_UP, cause)
-        if after.display != before.display:
-            await self._do(Action.SCREEN_UP, cause)
+        for action in actions.between(before, after):
+            await self._do(action, cause)
 
     async def _recover(self, cause: Cause) -> None:
         """After a restart: what a run that goes on needs beside power, each part until it is up again.
@@ -474,74 +398,4 @@ class Walker:
                 wait = min(wait * 2, RETRY_LAST_SECONDS)
 
     async def _do(self, action: Action, cause: Cause) -> None:
-        parts, run = self.parts, self.record.run
-        power = POWER_OF.get(action)
-        if power is not None:
-            await parts.power.apply(power, cause)
-            return
-        match action:
-            case Action.EXPORTS_UP if run is not None:
-                await parts.storage.present(run.exports, parts.initiator)
-            case Action.PORTS_UP if run is not None and parts.network is not None:
-                await parts.network.present(parts.name, [b for b in run.bindings if b.port.link])
-            case Action.SCREEN_UP if run is not None and parts.displays is not None:
-                await parts.displays.present(parts.name, run.display)
-            case Action.BOOT_SET if run is not None and parts.set_boot is not None:
-                first = boot_export(run)
-                await parts.set_boot(parts.name, first)
-            case Action.BOOT_CLEAR if parts.set_boot is not None:
-                await parts.set_boot(parts.name, None)
-            case Action.SCREEN_DOWN if parts.displays is not None:
-                await parts.displays.withdraw(parts.name)
-            case Action.PORTS_DOWN if parts.network is not None:
-                await parts.network.withdraw(parts.name)
-            case Action.EXPORTS_DOWN:
-                await parts.storage.withdraw()
-            case Action.SETTLE:
-                await self.await_power(Power.ON, parts.config.pgood_seconds)
-            case Action.AWAIT_PGOOD:
-                await self._require(Power.ON, "power-good did not come")
-            case Action.AWAIT_OFF:
-                await self._require(Power.OFF, "power-good did not go")
-            case Action.CHECK_POWER:
-                await self._check_power()
-
-    async def _require(self, wanted: Power, otherwise: str) -> None:
-        seconds = self.parts.config.pgood_seconds
-        if not await self.await_power(wanted, seconds):
-            raise NicagentError(
-                Kind.UNAVAILABLE,
-                f"{otherwise} on host {self.parts.name} within {seconds:g} s",
-                WIRING[type(self.parts.config.power)],
-            )
-
-    async def _check_power(self) -> None:
-        """What the LED says counts. A driver that does not answer yet, after a restart, is waited for."""
-        seconds = self.parts.config.pgood_seconds
-        if await self.await_power(Power.ON, seconds):
-            return
-        fact = await self.parts.power.read()
-        self._put(POWER_FACTS[fact], Cause(AGENT, f"power is found {fact.value}"))
-
-
-# What to look at where an action was done and the fact did not follow.
-WIRING: Mapping[type, str] = {
-    GpioPower: "check the wires of its power button and its power LED, and its power cord",
-    IpmiPower: "its BMC said yes and did nothing: look at the BMC's own log",
-}
-
-POWER_OF: Mapping[Action, PowerAction] = {
-    Action.POWER_ON: PowerAction.ON,
-    Action.POWER_OFF: PowerAction.OFF,
-    Action.POWER_SHUTDOWN: PowerAction.SHUTDOWN,
-    Action.POWER_RESET: PowerAction.RESET,
-    Action.POWER_PRESS: PowerAction.PRESS,
-}
-
-
-def boot_export(run: Run) -> Export | None:
-    """The disk that the host boots: the lowest boot order, else the first disk that can be written."""
-    ordered = [e for e in run.exports if e.disk.boot_order is not None]
-    if ordered:
-        return min(ordered, key=lambda e: e.disk.boot_order or 0)
-    return next((e for e in run.exports if not e.disk.readonly), None)
+        await actions.do(action, self.parts, self.watch, self.record.run, cause)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from nicagent import config as config_module
+from nicagent.actions import Parts
 from nicagent.config import Config
 from nicagent.controller import Controller
 from nicagent.model import Cause, Change, Disk, Domain, DomainEvent, HostState, Initiator, Port, VolumeFormat
@@ -16,7 +17,6 @@ from nicagent.segments import Segments
 from nicagent.storage import identity
 from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
-from nicagent.walker import Parts
 from tests.fakes import Body, BodyDisplays, BodyNetwork, BodyPower, BodyStorage
 
 TESTER = Cause("a tester", "the test asks")

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from hypervisor_shim.xml.domain import parse_domain
 from nicagent import config as config_module
+from nicagent.actions import Parts
 from nicagent.config import Config
 from nicagent.controller import Controller
 from nicagent.counters import Counters
@@ -27,7 +28,6 @@ from nicagent.storage import identity
 from nicagent.storage.images import PoolFiles
 from nicagent.store import Store
 from nicagent.volumes import Volumes
-from nicagent.walker import Parts
 from tests.fakes import Body, BodyNetwork, BodyPower, BodyStorage
 from tests.hypervisor_shim.serving import TEST_UUID
 
@@ -145,7 +145,7 @@ class Metal:
         """The hosts are read, and the domain is as every run begins with it."""
         async with asyncio.timeout(READY_SECONDS):
             for walker in controller._walkers.values():
-                await walker.await_fact(READY_SECONDS)
+                await walker.watch.until_known(READY_SECONDS)
             if driver.domain(TEST_UUID) is None:
                 await controller.define(to_domain(parse_domain(WITH_CONSOLE), {}), RIG)
             if self._running:
