@@ -6,8 +6,9 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from nicagent.storage.nvmetcp import fabrics
+from nicagent.storage.nvmetcp import fabrics, login
 from nicagent.storage.nvmetcp.admin import ADMIN, DISCOVERY
+from nicagent.storage.nvmetcp.auth import Authentication
 from nicagent.storage.nvmetcp.controller import Controller
 from nicagent.storage.nvmetcp.io import IO
 from nicagent.storage.nvmetcp.limits import ADMIN_DATA_MAX, IN_CAPSULE_MAX, QUEUE_ENTRIES
@@ -54,7 +55,7 @@ class Associations:
         if wish.qid:
             controller = self._owner(wish)
             _join(queue, controller, wish)
-            queue.answers.respond(sqe.cid, 0, controller.cntlid)
+            queue.answers.respond(sqe.cid, 0, _told(queue, controller))
             return
         subsystem = self._subsystem(queue, wish)
         if subsystem is None:
@@ -63,7 +64,7 @@ class Associations:
 
         def done() -> None:
             if queue.controller is not None:
-                queue.answers.respond(sqe.cid, 0, queue.controller.cntlid)
+                queue.answers.respond(sqe.cid, 0, _told(queue, queue.controller))
 
         associated = running(self._settle_and_associate(queue, wish, subsystem))
         queue.pending.add(sqe.cid, associated, Status.INTERNAL, done)
@@ -151,6 +152,9 @@ def _join(queue: Queue, controller: Controller, wish: fabrics.Connect) -> None:
         handlers, in_capsule = IO, IN_CAPSULE_MAX
     else:
         handlers, in_capsule = ADMIN if controller.subsystem is not None else DISCOVERY, ADMIN_DATA_MAX
+    authentication = None
+    if (subsystem := controller.subsystem) is not None and subsystem.requirement() is not None:
+        authentication = Authentication(subsystem.requirement, controller.hostnqn, subsystem.nqn)
     queue.join(
         controller,
         handlers,
@@ -158,4 +162,11 @@ def _join(queue: Queue, controller: Controller, wish: fabrics.Connect) -> None:
         entries=wish.entries,
         sq_flow_control=wish.sq_flow_control,
         in_capsule=in_capsule,
+        authentication=authentication,
+        meanwhile=login.HANDLERS,
     )
+
+
+def _told(queue: Queue, controller: Controller) -> int:
+    """Dword 0 of a Connect's completion: the controller, and whether the host is to authenticate."""
+    return controller.cntlid | (login.REQUIRED if queue.authentication is not None else 0)

@@ -10,12 +10,15 @@ import re
 import uuid as uuidlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from nicagent.errors import Kind, NicagentError
+from nicagent.storage.nvmetcp.auth import Requirement
+from nicagent.storage.nvmetcp.dhchap import Group, Hash, parse_key
 from nicagent.storage.nvmetcp.spec import DISCOVERY_NQN, NQN_MAX
 
 FILE_MAX = 4 << 20  # bytes of a configuration file
@@ -66,14 +69,45 @@ class Namespace(_Strict, frozen=True):
     block_size: Annotated[int, msgspec.Meta(ge=512, le=4096)] = 512  # bytes: 512 or 4096
 
 
+class Auth(_Strict, frozen=True):
+    """DH-HMAC-CHAP: what a subsystem's hosts prove, and what the controller can prove to them.
+
+    Secrets in their representation (DHHC-1:…); hashes and groups by name in the order of preference, empty
+    for ours.
+    """
+
+    key: str
+    controller_key: str = ""
+    hashes: tuple[Literal["sha256", "sha384", "sha512"], ...] = ()
+    groups: tuple[Literal["null", "ffdhe2048", "ffdhe3072", "ffdhe4096"], ...] = ()
+
+    def __repr__(self) -> str:
+        return "Auth(…)"  # secrets are in no log
+
+    def requirement(self) -> Requirement:
+        """As the exchange takes it. Raises ValueError, which does not repeat the secret."""
+        wish = Requirement(
+            parse_key(self.key), parse_key(self.controller_key) if self.controller_key else None
+        )
+        if self.hashes:
+            wish = replace(wish, hashes=tuple(Hash[name.upper()] for name in self.hashes))
+        if self.groups:
+            wish = replace(wish, groups=tuple(Group[name.upper()] for name in self.groups))
+        return wish
+
+
 class Subsystem(_Strict, frozen=True):
-    """A subsystem and the host NQNs that may connect; nobody else can, and an empty list means nobody."""
+    """A subsystem and the host NQNs that may connect; nobody else can, and an empty list means nobody.
+
+    With `auth` they prove that they are who they say; it is looked at whenever a queue connects.
+    """
 
     nqn: str
     serial: str
     hosts: tuple[str, ...]
     namespaces: tuple[Namespace, ...] = ()
     model: str = "nicagent"
+    auth: Auth | None = None
 
 
 class TargetConfig(_Strict, frozen=True):
@@ -120,6 +154,7 @@ def _problems(config: TargetConfig) -> Iterator[str]:
         for nqn in (subsystem.nqn, *subsystem.hosts):
             if not _NQN.fullmatch(nqn) or len(nqn.encode()) > NQN_MAX:
                 yield f"{at}: {nqn!r} is no NQN (nqn.yyyy-mm.domain:name, at most {NQN_MAX} bytes)"
+        yield from _wrong_secrets(at, subsystem.auth)
         for name, value, limit in (("serial", subsystem.serial, 20), ("model", subsystem.model, 40)):
             if not _ASCII.fullmatch(value) or len(value) > limit:
                 yield f"{at}: {name} must be 1 to {limit} printable ASCII characters"
@@ -128,6 +163,19 @@ def _problems(config: TargetConfig) -> Iterator[str]:
         for namespace in subsystem.namespaces:
             if namespace.block_size not in (512, 4096):
                 yield f"{at}: namespace {namespace.nsid}: block_size is 512 or 4096"
+
+
+def _wrong_secrets(at: str, auth: Auth | None) -> Iterator[str]:
+    if auth is None:
+        return
+    for name, text in (("key", auth.key), ("controller_key", auth.controller_key)):
+        try:
+            if text or name == "key":
+                parse_key(text)
+        except ValueError as error:
+            yield f"{at}: auth: {name} {error}"
+    if auth.controller_key == auth.key:
+        yield f"{at}: auth: both sides have the same secret; each needs its own"
 
 
 def _repeated(what: str, values: list[str]) -> Iterator[str]:

@@ -46,6 +46,7 @@ class ControllerStatus(msgspec.Struct, frozen=True):
     kato: int  # milliseconds
     header_digest: bool
     data_digest: bool
+    authenticated: bool = False  # by DH-HMAC-CHAP, on every queue
 
 
 class SubsystemStatus(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nicagent.storage.nvmetcp.answers import Answers
+from nicagent.storage.nvmetcp.auth import Authentication
 from nicagent.storage.nvmetcp.limits import AER_LIMIT, IO_QUEUES_MAX
 from nicagent.storage.nvmetcp.spec import (
     DNR,
@@ -41,6 +42,7 @@ class Connection(Protocol):
     peer: str
     answers: Answers
     terms: Terms
+    authentication: Authentication | None
 
     def close(self) -> None:
         """Ends the connection. Idempotent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
+from nicagent.storage.nvmetcp import login
 from nicagent.storage.nvmetcp.controller import Controller
 from nicagent.storage.nvmetcp.limits import QUEUE_ENTRIES, VERSION
 from nicagent.storage.nvmetcp.pdu import Sqe
@@ -108,6 +109,8 @@ def command(queue: Queue, sqe: Sqe, data: memoryview) -> None:
     elif fctype == FabricsType.PROPERTY_SET and queue.qid == 0:
         _set_property(controller, sqe)
         queue.answers.respond(sqe.cid)
+    elif queue.authentication is not None and fctype in (FabricsType.AUTH_SEND, FabricsType.AUTH_RECV):
+        login.command(queue, sqe, data)
     else:
         raise NvmeError(Status.INVALID_FIELD | DNR)
 

@@ -13,6 +13,7 @@ from typing import cast
 
 from nicagent.storage.nvmetcp import pdu
 from nicagent.storage.nvmetcp.answers import Answers, TransmitBuffer
+from nicagent.storage.nvmetcp.auth import Authentication
 from nicagent.storage.nvmetcp.controller import Controller
 from nicagent.storage.nvmetcp.crc import crc32c
 from nicagent.storage.nvmetcp.limits import ADMIN_DATA_MAX, QUEUE_ENTRIES, TRANSFER_MAX
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 RX_SIZE = 192 << 10  # bytes: a whole capsule with its data, padding and digests, and more
 TX_HIGH_WATER = 4 << 20  # bytes the host may leave unread before its queue is stalled
 CONNECT_DEADLINE = 10.0  # seconds from accept to a Connect command
+AUTHENTICATION_DEADLINE = 30.0  # seconds from a Connect, or from AUTH_Negotiate, to the end of the exchange
 TERM_LINGER = 5.0  # seconds the host gets to read a termination request and close
 
 Handler = Callable[["Queue", Sqe, memoryview], None]
@@ -59,7 +61,9 @@ class Queue(asyncio.BufferedProtocol):
         self.answers = Answers(tx, wake_up, self.terms)
         self.pending = Pending(self.answers, self._balance)
         self._transfers = Transfers(self.terms, self.answers.lay)
-        self._handlers = handlers
+        self.authentication: Authentication | None = None
+        self._handlers = self._open_handlers = handlers
+        self._refusal = Status.COMMAND_SEQUENCE  # of what no handler takes (NVMe-oF 1.1, section 3.3)
         self._entries = QUEUE_ENTRIES
         self._wake_up = wake_up
         self._admit = admit
@@ -217,17 +221,15 @@ class Queue(asyncio.BufferedProtocol):
     def _execute(self, sqe: Sqe, in_capsule: memoryview) -> None:
         handler = self._handlers.get(sqe.opcode)
         if handler is None:
-            # Before a Connect succeeded nothing else is legal (NVMe-oF 1.1, section 3.3).
-            raise NvmeError(
-                (Status.COMMAND_SEQUENCE if self.controller is None else Status.INVALID_OPCODE) | DNR
-            )
+            raise NvmeError(self._refusal | DNR)
         data = _NO_DATA
         if sqe.sgl_length:
             if sqe.flags & 0xC3 != 0x40:  # PSDT: SGL; FUSE: none
                 raise NvmeError(Status.INVALID_FIELD | DNR)
             if (sqe.nsid if sqe.opcode == AdminOp.FABRICS else sqe.opcode) & 3 == 1:  # data to the controller
                 if sqe.sgl_type == pdu.SGL_TRANSPORT:
-                    if sqe.sgl_length > (TRANSFER_MAX if self.qid else ADMIN_DATA_MAX) or sqe.sgl_length % 4:
+                    most = TRANSFER_MAX if self.qid and sqe.opcode != AdminOp.FABRICS else ADMIN_DATA_MAX
+                    if sqe.sgl_length > most or sqe.sgl_length % 4:
                         raise NvmeError(Status.INVALID_FIELD | DNR)
                     self._transfers.request(sqe)
                     return
@@ -281,17 +283,51 @@ class Queue(asyncio.BufferedProtocol):
         entries: int,
         sq_flow_control: bool,
         in_capsule: int,
+        authentication: Authentication | None = None,
+        meanwhile: Mapping[int, Handler] | None = None,
     ) -> None:
-        """A Connect succeeded: this is queue `qid` now; its capsules bring `in_capsule` bytes at most."""
+        """A Connect succeeded: this is queue `qid` now; its capsules bring `in_capsule` bytes at most.
+
+        With `authentication` the commands are those of `meanwhile` until its host has proved itself.
+        """
         self.phase = Phase.LIVE
         self.controller = controller
         self.qid = qid
-        self._handlers = handlers
+        self._open_handlers = handlers
+        self.authentication = authentication
         self._entries = entries
         self.answers.sq_flow_control = sq_flow_control
         self.terms.allow_in_capsule(in_capsule)
         self._cancel_timer()  # its deadline is met
+        if authentication is None or meanwhile is None:
+            self._open()
+        else:
+            self._handlers, self._refusal = meanwhile, Status.AUTH_REQUIRED
+            self._timer = self._loop.call_later(AUTHENTICATION_DEADLINE, self._authentication_overdue)
         controller.attach(self)
+
+    @property
+    def proved(self) -> bool:
+        """Whether it is a queue whose host has proved itself as far as it has to."""
+        return self.phase is Phase.LIVE and (self.authentication is None or self.authentication.authenticated)
+
+    def authentication_moved(self) -> None:
+        """A message of the exchange came or went."""
+        exchange = self.authentication
+        assert exchange is not None
+        if exchange.over:
+            log.warning("%s: the host did not authenticate: %s", self.peer, exchange.why.name)
+            self.close()
+            return
+        if exchange.authenticated:
+            self._open()
+        if exchange.under_way and self._timer is None:
+            self._timer = self._loop.call_later(AUTHENTICATION_DEADLINE, self._authentication_overdue)
+        elif exchange.authenticated and not exchange.under_way:
+            self._cancel_timer()
+
+    def _open(self) -> None:
+        self._handlers, self._refusal = self._open_handlers, Status.INVALID_OPCODE
 
     # Flow, and the end -------------------------------------------------------------------------------------
 
@@ -316,6 +352,10 @@ class Queue(asyncio.BufferedProtocol):
         if self.pending.operations:  # the command is here; what it waits for has a bound of its own
             return
         log.warning("%s: no Connect within %g s", self.peer, CONNECT_DEADLINE)
+        self.close()
+
+    def _authentication_overdue(self) -> None:
+        log.warning("%s: not authenticated within %g s", self.peer, AUTHENTICATION_DEADLINE)
         self.close()
 
     def _cancel_timer(self) -> None:

@@ -55,6 +55,8 @@ class FabricsType(IntEnum):
     PROPERTY_SET = 0x00
     CONNECT = 0x01
     PROPERTY_GET = 0x04
+    AUTH_SEND = 0x05
+    AUTH_RECV = 0x06
     DISCONNECT = 0x08
 
 
@@ -85,6 +87,7 @@ class Status(IntEnum):
     CONNECT_INVALID = 0x182
     CONNECT_HOST = 0x184
     CONNECT_QUEUE_TYPE = 0x185
+    AUTH_REQUIRED = 0x191
     WRITE_FAULT = 0x280
     READ_ERROR = 0x281
 

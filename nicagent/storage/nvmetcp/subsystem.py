@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from nicagent.storage.nvmetcp import config
+from nicagent.storage.nvmetcp.auth import Requirement
 from nicagent.storage.nvmetcp.backend import Backend
 
 
@@ -76,6 +77,10 @@ class Subsystem:
     def allows(self, hostnqn: str) -> bool:
         """Whether this host may connect."""
         return hostnqn in self.config.hosts
+
+    def requirement(self) -> Requirement | None:
+        """What a host has to prove when it connects now, None for nothing."""
+        return self.config.auth.requirement() if self.config.auth is not None else None
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from nicagent.errors import Kind, NicagentError
@@ -24,7 +25,7 @@ from nicagent.storage.nvmetcp.contract import (
     SubsystemStatus,
     TargetStatus,
 )
-from nicagent.storage.nvmetcp.pdu import Phase
+from nicagent.storage.nvmetcp.controller import Connection
 from nicagent.storage.nvmetcp.queue import Queue
 from nicagent.storage.nvmetcp.spec import DISCOVERY_NQN, AdminOp
 from nicagent.storage.nvmetcp.subsystem import Catalogue, Namespace, Subsystem
@@ -33,7 +34,7 @@ from nicagent.storage.nvmetcp.wakeup import WakeUp
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 1024
-UNCONNECTED_MAX = 32  # connections of one peer address without a successful Connect
+UNCONNECTED_MAX = 32  # connections of one peer address without a successful Connect and authentication
 BACKLOG = 128
 
 
@@ -103,6 +104,7 @@ class Target(NvmeTarget):
                     queues=sorted(controller.queues),
                     kato=controller.kato,
                     header_digest=any(queue.terms.header_digest for queue in controller.queues.values()),
+                    authenticated=_authenticated(controller.queues.values()),
                     data_digest=any(queue.terms.data_digest for queue in controller.queues.values()),
                 )
                 for controller in self._associations.controllers.values()
@@ -264,7 +266,7 @@ class Target(NvmeTarget):
 
     def _admit(self, queue: Queue) -> bool:
         """Whether one more connection is within the limits."""
-        unconnected = sum(one.phase < Phase.LIVE and one.address == queue.address for one in self._queues)
+        unconnected = sum(not one.proved and one.address == queue.address for one in self._queues)
         if len(self._queues) >= CONNECTIONS_MAX or unconnected >= UNCONNECTED_MAX:
             return False
         self._queues.add(queue)
@@ -296,3 +298,9 @@ def _namespace_status(namespace: Namespace) -> NamespaceStatus:
         errors=counters.errors,
         first_read_time=counters.first_read_time,
     )
+
+
+def _authenticated(queues: Collection[Connection]) -> bool:
+    """Whether the host has proved itself on every queue."""
+    exchanges = [queue.authentication for queue in queues]
+    return bool(exchanges) and all(one is not None and one.authenticated for one in exchanges)

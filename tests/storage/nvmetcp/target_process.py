@@ -52,6 +52,7 @@ class TargetProcess:
     hosts: list[str] = field(default_factory=lambda: [HOST])
     port: int = field(default_factory=free_port)
     discovery_port: int = 0
+    auth: dict[str, Any] | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +65,8 @@ class TargetProcess:
         if self.discovery_port:
             listen.append({"host": "127.0.0.1", "port": self.discovery_port, "discovery": True})
         subsystem = {"nqn": NQN, "serial": "NA0001", "hosts": self.hosts, "namespaces": self.namespaces}
+        if self.auth is not None:
+            subsystem["auth"] = self.auth
         return {"listen": listen, "control": str(self.control), "subsystems": [subsystem]}
 
     def write(self) -> None:
