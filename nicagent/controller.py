@@ -2,26 +2,26 @@
 
 Faces call the methods of `Controller`; reading ones answer from memory, acting ones return once the intent is
 durable and, where the docstring says so, carried out. Everything that changes is published as one stream of
-`Change`s. The walking itself is one `Walker` a host.
+`Change`s. The walking itself is one `Walker` a host; what comes and goes under a domain is in `devices`, what
+a technician asks of a host in `technician`, and work that takes its time in `jobs`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from weakref import WeakValueDictionary
 
 from nicagent.actions import Parts
 from nicagent.blockjobs import BlockJobs
+from nicagent.changes import Changes, Watcher
+from nicagent.devices import Devices
 from nicagent.domains import Domains, definition_after
 from nicagent.errors import Kind, NicagentError
 from nicagent.lifecycle import Event
 from nicagent.model import (
     Cause,
-    Change,
     Domain,
     DomainEvent,
     DomainStatus,
@@ -37,27 +37,15 @@ from nicagent.placement import DeriveExports, Placement
 from nicagent.segments import Segments
 from nicagent.snapshots import Snapshots
 from nicagent.storage.contract import DiskFiles, HostStorage
-from nicagent.store import HostRecord, Run, Store
-from nicagent.walker import AGENT, Walker
+from nicagent.store import HostRecord, Store
+from nicagent.technician import Technician, not_now
+from nicagent.walker import AGENT, AT_REST, STOPPED, Walker
 
 log = logging.getLogger("nicagent.controller")
-
-Watcher = Callable[[Change], None]
 
 ROOM_SECONDS = 10.0  # between two looks whether a full disk has room again
 FIRST_LOOK_SECONDS = 5.0
 AUTOSTART_SECONDS = 60.0  # a host whose power cannot be read for so long after the boot is passed over
-
-TECHNICIANS: Mapping[PowerAction, Event] = {
-    PowerAction.ON: Event.SWITCH_ON,
-    PowerAction.OFF: Event.SWITCH_OFF,
-    PowerAction.SHUTDOWN: Event.SHUTDOWN,
-    PowerAction.RESET: Event.RESET,
-    PowerAction.PRESS: Event.PRESS,
-}
-
-STARTED = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
-STOPPED = frozenset({HostState.FREE, HostState.FAULT})
 
 
 class Controller:
@@ -76,14 +64,13 @@ class Controller:
         self._placement = Placement(store, derive, segments)
         self._walkers: dict[str, Walker] = {}
         self._domains = Domains(store, self._walkers)
-        self._watchers: list[Watcher] = []
-        self._serial = 0
+        self._changes = Changes()
         self.files = files
         self.snapshots = Snapshots(store, self._domains.is_there)
         self.jobs = BlockJobs(store, self._storage_of, self._path_of)
         self._placing = asyncio.Lock()  # placement and definition see one another's results
-        # domain uuid → one change of its disks or ports at a time; a lock is gone with its last holder
-        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.devices = Devices(self._domains, self._placement, self._placing, self.jobs, self._changes)
+        self.technician = Technician(self._walker, self.host)
 
     # ---- life
 
@@ -155,8 +142,7 @@ class Controller:
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Have `watcher` called with every change, in order, in the event loop. Returns how to end that."""
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+        return self._changes.watch(watcher)
 
     def _publish(self, record: HostRecord, power: Power, event: DomainEvent | None) -> None:
         domain: DomainStatus | None = None
@@ -170,22 +156,7 @@ class Controller:
             if record.state is HostState.FREE:
                 domain = replace(domain, id=None, host=None)
                 self.snapshots.look_at(domain.domain.uuid)
-        self._emit(host=_host_status(record, power), event=event if domain else None, domain=domain)
-
-    def _emit(
-        self,
-        *,
-        host: HostStatus | None = None,
-        event: DomainEvent | None = None,
-        domain: DomainStatus | None = None,
-    ) -> None:
-        self._serial += 1
-        change = Change(self._serial, host, event, domain)
-        for watcher in list(self._watchers):
-            try:
-                watcher(change)
-            except Exception:
-                log.exception("a watcher failed; the others are still told")
+        self._changes.emit(host=_host_status(record, power), event=event if domain else None, domain=domain)
 
     # ---- reading, from memory
 
@@ -228,7 +199,7 @@ class Controller:
             raise NicagentError(Kind.NOT_FOUND, f"no host is called {name!r}", f"known hosts: {known}")
         return walker
 
-    # ---- counters, from the drivers
+    # ---- of running domains, from the drivers
 
     async def statistics(self, uuid: str) -> tuple[tuple[ExportStatus, ...], tuple[PortStatus, ...]]:
         """Counters of a running domain's disks and ports; empty while it does not run. Raises NOT_FOUND."""
@@ -239,6 +210,15 @@ class Controller:
         parts = walker.parts
         ports = await parts.network.status(parts.name) if parts.network is not None else ()
         return await parts.storage.status(), ports
+
+    def _storage_of(self, uuid: str) -> HostStorage | None:
+        walker = self._domains.walker(uuid)
+        return None if walker is None else walker.parts.storage
+
+    def _path_of(self, uuid: str, target: str) -> str | None:
+        run = self._domains.run(uuid)
+        disks = () if run is None else run.domain.disks
+        return next((disk.path for disk in disks if disk.target == target), None)
 
     # ---- definitions
 
@@ -261,7 +241,7 @@ class Controller:
         if (misfit := self.misfit(domain.uuid)) is not None:
             log.warning("domain %s: no host could run it: %s", domain.name, misfit)
         status = self.domain(domain.uuid)
-        self._emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
+        self._changes.emit(event=DomainEvent.UPDATED if old else DomainEvent.DEFINED, domain=status)
         return status
 
     async def rename(self, domain: Domain, cause: Cause) -> None:
@@ -279,93 +259,8 @@ class Controller:
             domain = definition_after(old, domain)
             await self._domains.keep(domain)
         log.info("domain %s renamed to %s (%s)", old.name, domain.name, cause)
-        self._emit(event=DomainEvent.RENAMED_FROM, domain=before)
-        self._emit(event=DomainEvent.RENAMED, domain=self.domain(domain.uuid))
-
-    # ---- disks and ports that come and go
-
-    @contextlib.asynccontextmanager
-    async def changing(self, uuid: str) -> AsyncIterator[None]:
-        """Hold a domain's disks and ports still while a change of them is thought out and made."""
-        lock = self._changing.get(uuid)
-        if lock is None:
-            lock = self._changing[uuid] = asyncio.Lock()
-        async with lock:
-            yield
-
-    async def change(
-        self, uuid: str, live: Domain | None, config: Domain | None, cause: Cause
-    ) -> DomainStatus:
-        """Give a domain other disks or ports: `live` to its run, `config` to its definition, or both. To be
-        called within `changing`, with domains made of what holds there.
-
-        Returns once they are there. Durable before anything is touched; what a driver refuses is rolled back
-        and raised. Raises WRONG_STATE (not running, transient), UNSUPPORTED (the host does not have it), and
-        what placement and the drivers raise.
-        """
-        async with self._placing:
-            if config is not None:
-                self._domains.persistent(uuid, "transient domains do not have any persistent config")
-                self._domains.check(config)
-            if live is not None:
-                walker = self._occupied(uuid)
-                run = walker.record.run
-                assert run is not None
-                self._check_jobs(run, live)
-                before, after = run, await self._placement.replan(run, live, walker.parts)
-        if live is not None:
-            await walker.change(after, cause)
-        if config is not None:
-            try:
-                await self._redefine(config)
-            except BaseException:
-                if live is not None:
-                    with contextlib.suppress(NicagentError):
-                        await walker.change(before, Cause(AGENT, "a change could not be made durable"))
-                raise
-        status = self.domain(uuid)
-        log.info("domain %s has other disks or ports (%s)", status.domain.name, cause)
-        self._emit(domain=status)
-        return status
-
-    def _check_jobs(self, run: Run, wanted: Domain) -> None:
-        """A disk that a job works on stays as it is until the job has ended."""
-        held = {disk.target: disk for disk in wanted.disks}
-        for disk in run.domain.disks:
-            if held.get(disk.target) != disk and self.jobs.busy(run.domain.uuid, disk.target):
-                raise NicagentError(
-                    Kind.WRONG_STATE,
-                    f"disk '{disk.target}' already in active block job",
-                    "end that first: virsh blockjob --abort",
-                )
-
-    async def check_pluggable(self, uuid: str, *, more: int = 0, gone: Collection[str] = ()) -> None:
-        """Raises UNSUPPORTED when disks of the running domain's host do not come and go, or not so many
-        `more`, or not the targets `gone`; WRONG_STATE when it does not run.
-        """
-        await self._occupied(uuid).parts.storage.check_pluggable(more=more, gone=gone)
-
-    async def resize(self, uuid: str, target: str, size: int, cause: Cause) -> None:
-        """Give a disk of a running host another size, in bytes. Raises WRONG_STATE, NOT_FOUND, NO_SPACE."""
-        walker = self._occupied(uuid)
-        if walker.record.state is not HostState.RUNNING:
-            raise NicagentError(Kind.WRONG_STATE, "domain is not running")
-        await walker.parts.storage.resize(target, size)
-        log.info("disk %s of %s has %d bytes now (%s)", target, uuid, size, cause)
-
-    def _storage_of(self, uuid: str) -> HostStorage | None:
-        walker = self._domains.walker(uuid)
-        return None if walker is None else walker.parts.storage
-
-    def _path_of(self, uuid: str, target: str) -> str | None:
-        run = self._domains.run(uuid)
-        disks = () if run is None else run.domain.disks
-        return next((disk.path for disk in disks if disk.target == target), None)
-
-    async def _redefine(self, config: Domain) -> None:
-        async with self._placing:
-            old = self._domains.persistent(config.uuid, f"domain {config.name} was undefined meanwhile")
-            await self._domains.keep(definition_after(old, config))
+        self._changes.emit(event=DomainEvent.RENAMED_FROM, domain=before)
+        self._changes.emit(event=DomainEvent.RENAMED, domain=self.domain(domain.uuid))
 
     async def undefine(self, uuid: str, cause: Cause) -> None:
         """Forget a definition; a running domain goes on as a transient one."""
@@ -377,7 +272,7 @@ class Controller:
             if status.id is not None:
                 status = self.domain(uuid)  # it goes on, as a transient one
         log.info("domain %s undefined (%s)", domain.name, cause)
-        self._emit(event=DomainEvent.UNDEFINED, domain=status)
+        self._changes.emit(event=DomainEvent.UNDEFINED, domain=status)
 
     async def set_autostart(self, uuid: str, autostart: bool, cause: Cause) -> None:
         """Mark a persistent domain to be started when the board comes up."""
@@ -427,7 +322,7 @@ class Controller:
             await self.snapshots.settle(domain.uuid)
             runs = [each.record.run for each in self._walkers.values() if each.record.run is not None]
             run = await self._placement.plan(domain, walker.parts, runs)
-            step = await walker.ask(Event.START, cause, run=run, until=STARTED)
+            step = await walker.ask(Event.START, cause, run=run, until=AT_REST)
         state = await step.reached
         if state is HostState.RUNNING:
             return self.domain(domain.uuid)
@@ -442,16 +337,9 @@ class Controller:
             else "",
         )
 
-    def _occupied(self, uuid: str) -> Walker:
-        walker = self._domains.walker(uuid)
-        if walker is None:
-            self.definition(uuid)
-            raise NicagentError(Kind.WRONG_STATE, "domain is not running")
-        return walker
-
     async def destroy(self, uuid: str, cause: Cause) -> None:
         """Power off hard; returns once the host is free again and nothing of the domain is left on it."""
-        walker = self._occupied(uuid)
+        walker = self._domains.running_on(uuid)
         step = await walker.ask(Event.STOP, cause, until=STOPPED)
         if await step.reached is HostState.FAULT:
             raise NicagentError(
@@ -462,75 +350,25 @@ class Controller:
 
     async def shutdown(self, uuid: str, cause: Cause) -> None:
         """Ask the OS to go down; returns once asked. A SHUTDOWN change tells when it has."""
-        step = await self._occupied(uuid).ask(Event.SHUTDOWN, cause)
+        step = await self._domains.running_on(uuid).ask(Event.SHUTDOWN, cause)
         await step.acted
 
     async def reboot(self, uuid: str, cause: Cause) -> None:
         """Ask the OS to go down and switch the host on again once it has; returns once asked."""
-        step = await self._occupied(uuid).ask(Event.REBOOT, cause)
+        step = await self._domains.running_on(uuid).ask(Event.REBOOT, cause)
         await step.acted
 
     async def reset(self, uuid: str, cause: Cause) -> None:
         """Hard reset; returns once the line was worked."""
-        step = await self._occupied(uuid).ask(Event.RESET, cause)
+        step = await self._domains.running_on(uuid).ask(Event.RESET, cause)
         await step.acted
 
     async def interrupt(self, uuid: str, cause: Cause) -> None:
         """A diagnostic interrupt (NMI); returns once the BMC has agreed. Raises UNSUPPORTED without one."""
-        walker = self._occupied(uuid)
+        walker = self._domains.running_on(uuid)
         if walker.record.state is not HostState.RUNNING:
-            raise self._not_now(walker)
+            raise not_now(walker)
         await walker.parts.power.apply(PowerAction.INTERRUPT, cause)
-
-    # ---- power of hosts, for a technician
-
-    async def power(self, host: str, action: PowerAction, cause: Cause) -> HostStatus:
-        """Work the power of a host: through its domain where it has one, else directly."""
-        walker = self._walker(host)
-        if action is PowerAction.INTERRUPT:
-            await walker.parts.power.apply(action, cause)
-        elif walker.record.run is not None and action is PowerAction.OFF:
-            await (await walker.ask(Event.STOP, cause, until=STOPPED)).reached
-        elif walker.record.run is not None and action is PowerAction.ON:
-            if walker.record.state is not HostState.RUNNING:
-                raise self._not_now(walker)
-        else:
-            step = await walker.ask(TECHNICIANS[action], cause)
-            await step.acted
-            await self._see_effect(walker, action)
-        return self.host(host)
-
-    def _not_now(self, walker: Walker) -> NicagentError:
-        name, state = walker.parts.name, walker.record.state
-        return NicagentError(
-            Kind.WRONG_STATE,
-            f"host {name} is in state {state.value} ({walker.record.reason})",
-            f"nicagent power off {name} clears it" if state is HostState.FAULT else "ask again later",
-        )
-
-    async def _see_effect(self, walker: Walker, action: PowerAction) -> None:
-        """A technician is told what the LED says, not what the line was told."""
-        wanted = {PowerAction.ON: Power.ON, PowerAction.OFF: Power.OFF}.get(action)
-        if wanted and not await walker.watch.until(wanted, walker.watch.pgood_seconds):
-            raise NicagentError(
-                Kind.UNAVAILABLE,
-                f"host {walker.parts.name} was told to power {action.value} but its power reads"
-                f" {walker.watch.power.value}",
-                walker.watch.trouble or walker.watch.wiring,
-            )
-
-    async def cycle(self, host: str, cause: Cause) -> HostStatus:
-        """Off and on again; a domain keeps its disks and ports."""
-        walker = self._walker(host)
-        if walker.record.run is not None:
-            state = await (await walker.ask(Event.CYCLE, cause, until=STARTED)).reached
-            if state is not HostState.RUNNING:
-                raise NicagentError(
-                    Kind.UNAVAILABLE, f"host {host} did not come back: {walker.record.reason}"
-                )
-            return self.host(host)
-        await self.power(host, PowerAction.OFF, cause)
-        return await self.power(host, PowerAction.ON, cause)
 
 
 def _host_status(record: HostRecord, power: Power) -> HostStatus:

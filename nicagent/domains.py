@@ -109,6 +109,14 @@ class Domains:
         host = self._host_of.get(uuid)
         return None if host is None else self._walkers[host]
 
+    def running_on(self, uuid: str) -> Walker:
+        """The same. Raises NOT_FOUND; WRONG_STATE where the domain does not run."""
+        walker = self.walker(uuid)
+        if walker is None:
+            self.definition(uuid)
+            raise NicagentError(Kind.WRONG_STATE, "domain is not running")
+        return walker
+
     def run(self, uuid: str) -> Run | None:
         walker = self.walker(uuid)
         return None if walker is None else walker.record.run

@@ -37,6 +37,7 @@ RETRY_LAST_SECONDS = 30.0  # the longest wait between two attempts
 RETRY_SECONDS = 1.0  # until a fact that could not be made durable is tried again
 INTENTS_WAITING = 256  # more are refused; facts never are
 AT_REST = frozenset({HostState.RUNNING, HostState.FREE, HostState.FAULT})
+STOPPED = frozenset({HostState.FREE, HostState.FAULT})
 AGENT = "nicagent"  # who asks, when a fact or a deadline moves the host
 
 

@@ -32,8 +32,8 @@ async def test_a_disk_comes_and_the_others_keep_their_names(tmp_path: Path) -> N
         uuid = await started(rig)
         before = rig.bodies["metal-1"].exports
         live = rig.controller.domain(uuid).domain
-        async with rig.controller.changing(uuid):
-            await rig.controller.change(uuid, replace(live, disks=(*live.disks, EXTRA)), None, TESTER)
+        async with rig.controller.devices.changing(uuid):
+            await rig.controller.devices.change(uuid, replace(live, disks=(*live.disks, EXTRA)), None, TESTER)
         assert rig.bodies["metal-1"].exports[:2] == before, "a disk that stays was changed"
         assert targets(rig) == ["vda", "vdb", "vdc"]
         assert len(rig.controller.definition(uuid).disks) == 2, "only the run was to be changed"
@@ -44,7 +44,7 @@ async def test_the_definition_alone_is_changed_for_the_next_start(tmp_path: Path
     async with Rig.live(tmp_path / "db", bodies()) as rig:
         uuid = await started(rig)
         config = rig.controller.definition(uuid)
-        await rig.controller.change(uuid, None, replace(config, disks=(*config.disks, EXTRA)), TESTER)
+        await rig.controller.devices.change(uuid, None, replace(config, disks=(*config.disks, EXTRA)), TESTER)
         assert targets(rig) == ["vda", "vdb"]
         assert len((await rig.store.domains())[0].disks) == 3, "the definition is not durable"
 
@@ -56,7 +56,7 @@ async def test_what_a_driver_refuses_leaves_everything_as_it_was(tmp_path: Path)
         live = replace(before.domain, disks=(*before.domain.disks, EXTRA))
         rig.bodies["metal-1"].fail["exports up"] = 1
         with pytest.raises(NicagentError, match="exports up does not work today"):
-            await rig.controller.change(uuid, live, live, TESTER)
+            await rig.controller.devices.change(uuid, live, live, TESTER)
         assert rig.controller.domain(uuid).exports == before.exports
         assert targets(rig) == ["vda", "vdb"], "what was before did not come back"
         assert len(rig.controller.definition(uuid).disks) == 2, "the definition changed though it was refused"
@@ -73,7 +73,7 @@ async def test_an_agent_that_dies_in_between_goes_on_with_what_is_durable(tmp_pa
         machines["metal-1"].held.clear()
         machines["metal-1"].hold.add("exports up")
         changing = asyncio.create_task(
-            rig.controller.change(uuid, replace(live, disks=(*live.disks, EXTRA)), None, TESTER)
+            rig.controller.devices.change(uuid, replace(live, disks=(*live.disks, EXTRA)), None, TESTER)
         )
         await held(machines["metal-1"])
     changing.cancel()
@@ -108,10 +108,10 @@ async def test_a_port_that_stays_keeps_its_address_when_the_one_before_it_goes(t
         await rig.controller.start(defined.uuid, TESTER)
         second = machines["metal-1"].bindings[1]
         left = replace(defined, ports=(replace(ports[1], name="port0"),))
-        await rig.controller.change(defined.uuid, left, None, TESTER)
+        await rig.controller.devices.change(defined.uuid, left, None, TESTER)
         assert machines["metal-1"].bindings == (second,), "the port that stays is another one"
         dark = replace(left, ports=(replace(left.ports[0], link=False),))
-        await rig.controller.change(defined.uuid, dark, None, TESTER)
+        await rig.controller.devices.change(defined.uuid, dark, None, TESTER)
         assert machines["metal-1"].bindings == (), "a port whose link is down still carries frames"
         assert rig.controller.domain(defined.uuid).bindings[0].ipv4 == second.ipv4
 
@@ -123,15 +123,15 @@ async def test_what_cannot_be_is_refused_before_anything_is_touched(tmp_path: Pa
         acts = list(rig.bodies["metal-1"].acts)
         two = replace(live, ports=(Port("port0", "blue"), Port("port1", "blue")))
         with pytest.raises(NicagentError, match="1 NICs for 2 interfaces") as refused:
-            await rig.controller.change(uuid, two, None, TESTER)
+            await rig.controller.devices.change(uuid, two, None, TESTER)
         assert refused.value.kind is Kind.UNSUPPORTED
         await rig.controller.undefine(uuid, TESTER)
         with pytest.raises(NicagentError, match="transient"):
-            await rig.controller.change(uuid, None, live, TESTER)
+            await rig.controller.devices.change(uuid, None, live, TESTER)
         assert rig.bodies["metal-1"].acts == acts
         await rig.controller.destroy(uuid, TESTER)
         with pytest.raises(NicagentError) as gone:
-            await rig.controller.change(uuid, live, None, TESTER)
+            await rig.controller.devices.change(uuid, live, None, TESTER)
         assert gone.value.kind is Kind.NOT_FOUND
 
 
@@ -143,7 +143,7 @@ async def test_a_stop_overtakes_a_change_and_leaves_nothing_behind(tmp_path: Pat
         body.held.clear()
         body.hold.add("exports up")
         changing = asyncio.create_task(
-            rig.controller.change(uuid, replace(live, disks=(*live.disks, EXTRA)), None, TESTER)
+            rig.controller.devices.change(uuid, replace(live, disks=(*live.disks, EXTRA)), None, TESTER)
         )
         await held(body)
         await rig.controller.destroy(uuid, TESTER)
@@ -166,11 +166,13 @@ async def test_a_screen_keeps_its_port_under_a_new_password_and_over_a_crash(tmp
         uuid = domain("web").uuid
         live = rig.controller.domain(uuid).domain
         world["metal-1"].acts.clear()
-        await rig.controller.change(uuid, replace(live, display=Display(password="new")), None, TESTER)
+        await rig.controller.devices.change(
+            uuid, replace(live, display=Display(password="new")), None, TESTER
+        )
         assert world["metal-1"].acts == ["screen shown"], "disks and ports were touched"
         moved = replace(live, display=Display(port=5950))
         with pytest.raises(NicagentError, match=r"stays at 127\.0\.0\.1 port 5900") as refused:
-            await rig.controller.change(uuid, moved, None, TESTER)
+            await rig.controller.devices.change(uuid, moved, None, TESTER)
         assert refused.value.kind is Kind.UNSUPPORTED
     world["metal-1"].display = None  # it went with the agent
     async with Rig.live(tmp_path / "db", world) as rig:

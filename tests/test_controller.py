@@ -408,11 +408,11 @@ async def test_autostart_passes_over_a_host_without_a_power_state(
 
 
 async def test_power_of_a_free_host_is_worked_directly(rig: Rig) -> None:
-    status = await rig.controller.power("metal-1", PowerAction.ON, TESTER)
+    status = await rig.controller.technician.power("metal-1", PowerAction.ON, TESTER)
     assert status.power is Power.ON
     assert status.state is HostState.FREE
-    await rig.controller.cycle("metal-1", TESTER)
-    status = await rig.controller.power("metal-1", PowerAction.OFF, TESTER)
+    await rig.controller.technician.cycle("metal-1", TESTER)
+    status = await rig.controller.technician.power("metal-1", PowerAction.OFF, TESTER)
     assert status.power is Power.OFF
     assert rig.bodies["metal-1"].acts == ["power on", "power off", "power on", "power off"]
 
@@ -420,14 +420,16 @@ async def test_power_of_a_free_host_is_worked_directly(rig: Rig) -> None:
 async def test_a_power_button_without_effect_is_told(rig: Rig) -> None:
     rig.bodies["metal-1"].dead_button = True
     with pytest.raises(NicagentError, match="told to power on but its power reads off"):
-        await rig.controller.power("metal-1", PowerAction.ON, TESTER)
+        await rig.controller.technician.power("metal-1", PowerAction.ON, TESTER)
 
 
 async def test_power_of_an_occupied_host_goes_through_its_domain(rig: Rig) -> None:
     await run(rig, domain("a"))
-    assert (await rig.controller.power("metal-1", PowerAction.ON, TESTER)).state is HostState.RUNNING
-    await rig.controller.power("metal-1", PowerAction.RESET, TESTER)
-    status = await rig.controller.power("metal-1", PowerAction.OFF, TESTER)
+    assert (
+        await rig.controller.technician.power("metal-1", PowerAction.ON, TESTER)
+    ).state is HostState.RUNNING
+    await rig.controller.technician.power("metal-1", PowerAction.RESET, TESTER)
+    status = await rig.controller.technician.power("metal-1", PowerAction.OFF, TESTER)
     assert status.state is HostState.FREE
     assert rig.bodies["metal-1"].untouched
     assert rig.events()[-1] is DomainEvent.DESTROYED
@@ -446,7 +448,7 @@ async def test_verbs_that_do_not_fit_the_state_are_refused(rig: Rig) -> None:
     with pytest.raises(NicagentError, match="cannot reset a host in state preparing"):
         await rig.controller.reset(domain("a").uuid, TESTER)
     with pytest.raises(NicagentError, match="metal-1 is in state preparing"):
-        await rig.controller.power("metal-1", PowerAction.ON, TESTER)
+        await rig.controller.technician.power("metal-1", PowerAction.ON, TESTER)
     body.hold.clear()
     await start
 

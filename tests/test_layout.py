@@ -10,7 +10,7 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 DRIVERS = ("power", "storage", "network", "console", "provision", "hostlink")
-CONTROLLING = ("controller", "walker", "actions", "powerwatch", "store")
+CONTROLLING = ("controller", "devices", "technician", "walker", "actions", "powerwatch", "store")
 ABOVE = (*CONTROLLING[:-1], "agent", "northbound", "cli", "client", "doctor", "emulator")
 
 # Who may read argv and environment beside cli.py, and why.

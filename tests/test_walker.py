@@ -92,7 +92,7 @@ async def test_a_shutdown_that_the_os_ignores_is_reported_and_the_host_runs_on(d
 async def test_a_cycle_keeps_disks_and_ports(db: Path) -> None:
     async with Rig.live(db, bodies()) as rig:
         await started(rig)
-        await rig.controller.cycle(HOST, TESTER)
+        await rig.controller.technician.cycle(HOST, TESTER)
         assert rig.bodies[HOST].acts == ["power off", "power on"]
         assert rig.controller.domain(VM.uuid).state is HostState.RUNNING
         assert DomainEvent.STOPPED not in rig.events()
@@ -231,7 +231,7 @@ async def test_a_power_request_that_fails_leaves_the_host_running(
         await started(rig)
         rig.bodies[HOST].fail[act] = 1
         with pytest.raises(NicagentError):  # who asked is told, not only the log
-            await rig.controller.power(HOST, action, TESTER)
+            await rig.controller.technician.power(HOST, action, TESTER)
         await rig.until(lambda: "failed" in rig.controller.host(HOST).reason, "the failure to be kept")
         assert rig.controller.host(HOST).state is HostState.RUNNING
         assert rig.bodies[HOST].exports
@@ -242,7 +242,7 @@ async def test_a_press_on_a_free_host_that_fails_is_told(db: Path) -> None:
         await rig.power_known()
         rig.bodies[HOST].fail["press the power button"] = 1
         with pytest.raises(NicagentError):
-            await rig.controller.power(HOST, PowerAction.PRESS, TESTER)
+            await rig.controller.technician.power(HOST, PowerAction.PRESS, TESTER)
         await rig.until(lambda: "failed" in rig.controller.host(HOST).reason, "the failure to be kept")
         assert rig.controller.host(HOST).state is HostState.FREE
 
@@ -316,8 +316,8 @@ async def test_stop_while_something_else_is_asked_of_a_running_host(db: Path, ac
         ask = {
             "reset": rig.controller.reset(VM.uuid, TESTER),
             "ask the OS to shut down": rig.controller.shutdown(VM.uuid, TESTER),
-            "press the power button": rig.controller.power(HOST, PowerAction.PRESS, TESTER),
-            "power off": rig.controller.cycle(HOST, TESTER),
+            "press the power button": rig.controller.technician.power(HOST, PowerAction.PRESS, TESTER),
+            "power off": rig.controller.technician.cycle(HOST, TESTER),
         }
         first = asyncio.create_task(ask.pop(act))
         for other in ask.values():
@@ -393,7 +393,7 @@ async def crash_in(db: Path, world: dict[str, Body], act: str, do: str) -> None:
             case "destroy":
                 asked = asyncio.create_task(rig.controller.destroy(VM.uuid, TESTER))
             case "cycle":
-                asked = asyncio.create_task(rig.controller.cycle(HOST, TESTER))
+                asked = asyncio.create_task(rig.controller.technician.cycle(HOST, TESTER))
             case "os off":
                 body.set_power(Power.OFF)
         await held(body)

@@ -94,7 +94,7 @@ class ControlFace:
         host = request.match_info["host"]
         cause = Cause(_peer(request), f"power {action}")
         if action == "cycle":
-            return _json(await self._controller.cycle(host, cause))
+            return _json(await self._controller.technician.cycle(host, cause))
         try:
             wanted = PowerAction(str(action))
         except ValueError:
@@ -102,7 +102,7 @@ class ControlFace:
             raise NicagentError(
                 Kind.INVALID, f"no power action is called {action!r}", f"use {known}"
             ) from None
-        return _json(await self._controller.power(host, wanted, cause))
+        return _json(await self._controller.technician.power(host, wanted, cause))
 
     async def _console(self, request: web.Request) -> web.StreamResponse:
         """A WebSocket of binary messages, both ways. `?force=1` ends other sessions."""

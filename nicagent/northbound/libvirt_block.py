@@ -82,7 +82,7 @@ class MetalBlock(Block):
 
     async def resize(self, caller: Caller, uuid: bytes, disk: str, size: int) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             size += -size % SECTOR
             now = (await self._chain(known))[0].size
             if size < now:
@@ -94,7 +94,7 @@ class MetalBlock(Block):
             self.refuse_busy(uuid, known.target)
             with translated():
                 try:
-                    await self._ground.controller.resize(
+                    await self._ground.controller.devices.resize(
                         uuid_text(uuid), known.target, size, cause_of(caller, f"resize {known.target}")
                     )
                 except NicagentError as e:
@@ -121,13 +121,13 @@ class MetalBlock(Block):
             merged = merged_limits(known.iotune, given)
             return with_limits(definition, known.target, merged)
 
-        async with ground.controller.changing(uuid_text(uuid)):
+        async with ground.controller.devices.changing(uuid_text(uuid)):
             live = edit(ground.live(uuid)) if impact & Impact.LIVE else None
             config = edit(ground.persistent(uuid)) if impact & Impact.CONFIG else None
             if live is not None:
                 self.refuse_busy(uuid, disk_named(live, disk).target)
             with translated():
-                await ground.controller.change(
+                await ground.controller.devices.change(
                     uuid_text(uuid),
                     None if live is None else ground.to_domain(live),
                     None if config is None else ground.to_domain(config),
@@ -138,7 +138,7 @@ class MetalBlock(Block):
 
     async def copy(self, caller: Caller, uuid: bytes, disk: str, copy: Copy) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             self.refuse_busy(uuid, known.target)
             with translated():
                 format = _format(copy.format, known)
@@ -166,7 +166,7 @@ class MetalBlock(Block):
 
     async def pull(self, caller: Caller, uuid: bytes, disk: str, base: str | None, bandwidth: int) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             self.refuse_busy(uuid, known.target)
             layers = await self._chain(known)
             left = "" if base is None else _layer(layers, known.target, base).path
@@ -189,7 +189,7 @@ class MetalBlock(Block):
         active: bool,
     ) -> None:
         known = self._disk(uuid, disk)
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             self.refuse_busy(uuid, known.target)
             layers = await self._chain(known)
             upper = layers[0] if top is None else _layer(layers, known.target, top)
@@ -273,7 +273,7 @@ class MetalBlock(Block):
         job = self._job(uuid, known.target)
         ground, jobs = self._ground, self._ground.controller.jobs
         cause = cause_of(caller, f"{'pivot' if pivot else 'end'} of the {job.kind.value} of {known.target}")
-        async with ground.controller.changing(uuid_text(uuid)):
+        async with ground.controller.devices.changing(uuid_text(uuid)):
             if not pivot:
                 with translated():
                     await jobs.give_up(uuid_text(uuid), known.target, cause)
@@ -290,7 +290,7 @@ class MetalBlock(Block):
     async def _move(self, uuid: bytes, job: BlockJob, cause: Cause) -> None:
         """The record, and the definition where it names the same file, name the other one from now on."""
         live, config = self.moved(uuid, {job.target: (job.path, job.format)})
-        await self._ground.controller.change(uuid_text(uuid), live, config, cause)
+        await self._ground.controller.devices.change(uuid_text(uuid), live, config, cause)
 
     def moved(
         self, uuid: bytes, files: Mapping[str, tuple[str, VolumeFormat]]

@@ -43,7 +43,7 @@ class MetalDevices(Devices):
         def edit(known: DomainDef, wanted: Device, live: bool) -> DomainDef:
             return with_device(known, wanted, live=live)
 
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             refuse_kind(device, "attach", live=bool(impact & Impact.LIVE))
             if impact & Impact.LIVE:
                 edit(self._ground.live(uuid), device, True)  # what is wrong with it comes before what is full
@@ -58,7 +58,7 @@ class MetalDevices(Devices):
         def edit(known: DomainDef, gone: Device, live: bool) -> DomainDef:
             return without_device(known, gone, live=live)
 
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             refuse_kind(device, "detach", live=bool(impact & Impact.LIVE))
             alias = ""
             if impact & Impact.LIVE:
@@ -81,7 +81,7 @@ class MetalDevices(Devices):
                 )
             return changed
 
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             await self._change(caller, uuid, device, impact, edit, f"update {device.kind} {device.name}")
 
     async def detach_alias(self, caller: Caller, uuid: bytes, alias: str, impact: Impact) -> None:
@@ -100,7 +100,7 @@ class MetalDevices(Devices):
             live = edit(ground.live(uuid), device, True)
         with translated():
             try:
-                await ground.controller.change(
+                await ground.controller.devices.change(
                     uuid_text(uuid),
                     None if live is None else ground.to_domain(live),
                     None if config is None else ground.to_domain(config),
@@ -117,7 +117,7 @@ class MetalDevices(Devices):
             return
         gone = () if more else (device.name,)
         try:
-            await self._ground.controller.check_pluggable(uuid_text(uuid), more=more, gone=gone)
+            await self._ground.controller.devices.check_pluggable(uuid_text(uuid), more=more, gone=gone)
         except NicagentError as e:
             code = Code.OPERATION_UNSUPPORTED if e.kind is Kind.UNSUPPORTED else Code.OPERATION_FAILED
             raise error(code, str(e)) from None

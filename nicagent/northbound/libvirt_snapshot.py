@@ -67,7 +67,7 @@ class MetalSnapshots(Snapshots):
         self, caller: Caller, uuid: bytes, request: SnapshotRequest, flags: SnapshotCreateFlags
     ) -> str:
         ground = self._ground
-        async with ground.controller.changing(uuid_text(uuid)):
+        async with ground.controller.devices.changing(uuid_text(uuid)):
             if flags & _CREATE.REDEFINE:
                 await self._keep(uuid, self._tree(uuid).again(request, flags))
                 return request.name or ""
@@ -92,7 +92,7 @@ class MetalSnapshots(Snapshots):
                     files = {disk.target: (str(new.path), VolumeFormat.QCOW2) for disk, new in disks}
                     live, config = self._block.moved(uuid, files)
                     cause = cause_of(caller, f"snapshot {name}")
-                    await ground.controller.change(uuid_text(uuid), live, config, cause)
+                    await ground.controller.devices.change(uuid_text(uuid), live, config, cause)
             except BaseException:
                 for path in made:
                     self._files.remove(path)
@@ -126,7 +126,7 @@ class MetalSnapshots(Snapshots):
     async def revert(self, caller: Caller, uuid: bytes, name: str, flags: SnapshotRevertFlags) -> None:
         """The definition of then, on new files on top of those that were kept."""
         ground = self._ground
-        async with ground.controller.changing(uuid_text(uuid)):
+        async with ground.controller.devices.changing(uuid_text(uuid)):
             status = ground.status(uuid)
             if status.id is not None:
                 raise error(
@@ -152,7 +152,7 @@ class MetalSnapshots(Snapshots):
                             files[disk.target] = (path, VolumeFormat.QCOW2)
                     config = ground.to_domain(on_files(before, files))
                     cause = cause_of(caller, f"revert to {name}")
-                    await ground.controller.change(uuid_text(uuid), None, config, cause)
+                    await ground.controller.devices.change(uuid_text(uuid), None, config, cause)
             except BaseException:
                 for path in made:
                     self._files.remove(path)
@@ -160,7 +160,7 @@ class MetalSnapshots(Snapshots):
             await self._keep(uuid, replace(tree, current=name))
 
     async def delete(self, caller: Caller, uuid: bytes, name: str, flags: SnapshotDeleteFlags) -> None:
-        async with self._ground.controller.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             tree = self._tree(uuid)
             left = tree.without(name, flags)
             gone = len(tree.snapshots) - len(left.snapshots)
