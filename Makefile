@@ -44,7 +44,7 @@ lint: setup
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-test: setup clients image lint
+test: setup clients guest-kernel image lint
 	$(VENV)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: setup image

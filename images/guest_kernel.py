@@ -1,6 +1,6 @@
-"""Debian's cloud kernel and its modules in `.cache/guest-kernel`: for stage-1, and for tests that boot one.
+"""Debian's cloud kernels and their modules in `.cache`: for stage-1, and for tests that boot one.
 
-python3 -m images.guest_kernel     fetch it when missing, print where it is
+python3 -m images.guest_kernel     fetch them when missing, print where they are
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from images.apt import RELEASE, Apt
 from images.steps import CACHE, Failure, digest, make, plain_environment
 
-PACKAGE = "linux-image-cloud-amd64"  # drivers for virtual machines only: small, quick to boot
-HOME = CACHE / "guest-kernel"
+# Drivers for virtual machines only: small, quick to boot.
+PACKAGE = "linux-image-cloud-amd64"
+NEWER_PACKAGE = "linux-image-6.12-cloud-amd64"  # its NVMe/TCP initiator can authenticate itself
 
 
 @dataclass(frozen=True)
@@ -36,39 +37,48 @@ class GuestKernel:
 
 def guest_kernel() -> GuestKernel:
     """The kernel, fetched (26 MB) and unpacked when missing. Raises Failure with what to do."""
+    return _fetched(PACKAGE, CACHE / "guest-kernel")
 
+
+def newer_guest_kernel() -> GuestKernel:
+    """Debian's next kernel in the same form (34 MB). Raises Failure with what to do."""
+    return _fetched(NEWER_PACKAGE, CACHE / "guest-kernel-newer")
+
+
+def _fetched(package: str, home: Path) -> GuestKernel:
     def build() -> None:
         apt = Apt()
         apt.update()
-        match = re.search(r"linux-image-\S+-cloud-amd64", apt.depends(PACKAGE))
+        match = re.search(r"linux-image-\S+-cloud-amd64", apt.depends(package))
         if match is None:
-            raise Failure(f"{PACKAGE} of Debian {RELEASE} depends on no kernel; try another mirror")
+            raise Failure(f"{package} of Debian {RELEASE} depends on no kernel; try another mirror")
         deb = apt.download(match[0], CACHE / "apt" / "debs")
-        shutil.rmtree(HOME, ignore_errors=True)
-        HOME.mkdir(parents=True)
-        subprocess.run(["dpkg", "-x", deb, HOME], check=True)
-        version = GuestKernel(HOME).version
-        subprocess.run(["depmod", "-b", HOME, version], env=plain_environment(), check=True)
-        shutil.rmtree(HOME / "usr", ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        subprocess.run(["dpkg", "-x", deb, home], check=True)
+        version = GuestKernel(home).version
+        subprocess.run(["depmod", "-b", home, version], env=plain_environment(), check=True)
+        shutil.rmtree(home / "usr", ignore_errors=True)
 
-    recipe = digest([PACKAGE, RELEASE, "1"])
+    recipe = digest([package, RELEASE, "1"])
     make(
-        "fetching Debian's cloud kernel",
-        [HOME / "boot", HOME / "lib"],
-        CACHE / "guest-kernel.stamp",
+        f"fetching Debian's cloud kernel ({package})",
+        [home / "boot", home / "lib"],
+        home.with_name(home.name + ".stamp"),
         recipe,
         build,
     )
-    return GuestKernel(HOME)
+    return GuestKernel(home)
 
 
 def main() -> int:
     try:
-        kernel = guest_kernel()
+        kernels = (guest_kernel(), newer_guest_kernel())
     except Failure as failure:
         print(f"guest-kernel: {failure}", file=sys.stderr)
         return 1
-    print(kernel.vmlinuz)
+    for kernel in kernels:
+        print(kernel.vmlinuz)
     return 0
 
 

@@ -5,91 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import pytest
+from guest import HERE, STEP_TIMEOUT, Guest
 from target_process import HOST, NQN, UUID, TargetProcess, file_backend, namespace, until
 
-from boot.initramfs import build
 from images.guest_kernel import guest_kernel
 
-HERE = Path(__file__).parent
 MIB = 1 << 20
 PATTERN = 16  # MiB
-STEP_TIMEOUT = 60.0  # seconds for any line of the guest
-
-
-class Guest:
-    """QEMU under TCG with slirp: the machine's loopback is 10.0.2.2 inside."""
-
-    def __init__(self, home: Path, port: int) -> None:
-        kernel = guest_kernel()
-        helper, image = home / "discover", home / "initramfs"
-        subprocess.run(["cc", "-O1", "-static", "-o", helper, HERE / "discover.c"], check=True)
-        modules = ["virtio_pci", "virtio_net", "nvme_tcp"]
-        build(
-            image,
-            kernel.root,
-            HERE / "guest_init.sh",
-            modules,
-            files={"bin/discover": helper},
-            optional_modules=["crc32c_intel"],
-        )
-        words = f"t_port={port} t_nqn={NQN} t_host={HOST} t_mib={PATTERN}"
-        argv = ["qemu-system-x86_64", "-accel", "tcg", "-smp", "2", "-m", "384", "-nodefaults", "-no-reboot"]
-        argv += [
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-kernel",
-            str(kernel.vmlinuz),
-            "-initrd",
-            str(image),
-        ]
-        argv += ["-append", f"console=ttyS0 quiet panic=-1 {words}"]
-        argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.transcript: list[str] = []
-        self._lines: SimpleQueue[str] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            line = raw.decode(errors="replace").strip()
-            self.transcript.append(line)
-            if "GUEST " in line:
-                self._lines.put(line.partition("GUEST ")[2])
-
-    def line(self, prefix: str) -> str:
-        """The rest of the next line, which must start with `prefix`."""
-        try:
-            line = self._lines.get(timeout=STEP_TIMEOUT)
-        except Empty:
-            raise AssertionError(f"the guest says nothing; so far: {self.transcript[-30:]}") from None
-        assert line.startswith(prefix), f"expected {prefix!r}: {line!r}; {self.transcript[-30:]}"
-        return line[len(prefix) :].strip()
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(10)
 
 
 @pytest.fixture
 def guest(tmp_path: Path, target: TargetProcess) -> Iterator[Guest]:
-    running = Guest(tmp_path, target.port)
+    helper = tmp_path / "discover"
+    subprocess.run(["cc", "-O1", "-static", "-o", helper, HERE / "discover.c"], check=True)
+    words = f"t_port={target.port} t_nqn={NQN} t_host={HOST} t_mib={PATTERN}"
+    running = Guest(tmp_path, guest_kernel(), "guest_init.sh", words, {"bin/discover": helper})
     yield running
     running.close()
 
