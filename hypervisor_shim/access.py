@@ -336,9 +336,13 @@ class _VisibleDomains:
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         if metadata.kind is MetadataKind.ELEMENT:  # one of them may say whose the domain is
-            now = parse_domain(self._driver.domain_xml(uuid, inactive=True, secure=True))
-            becomes = set_metadata(now, metadata)
-            self.check(becomes, Right.CONFIGURE, "virDomainSetMetadata")
+            now = self._driver.domain(uuid)
+            runs = now is not None and now.active
+            live = runs and impact is not Impact.CONFIG
+            config = not runs or impact & Impact.CONFIG
+            for inactive in [False] * bool(live) + [True] * bool(config):
+                known = parse_domain(self._driver.domain_xml(uuid, inactive=inactive, secure=True))
+                self.check(set_metadata(known, metadata), Right.CONFIGURE, "virDomainSetMetadata")
         await self._driver.set_metadata(caller, uuid, metadata, impact)
 
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:

@@ -395,6 +395,8 @@ class Connection(asyncio.BufferedProtocol):
         access = self._session.access
         if not access.unlimited and not access.sees(event.domain):
             return
+        if event.unless is not None and (access.unlimited or access.sees(event.unless)):
+            return
         self._send(list(self._session.registrations.packets(event)))
         if self._transport and self._transport.get_write_buffer_size() > self._limits.event_backlog:
             self._drop("does not read its events")

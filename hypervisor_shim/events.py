@@ -8,7 +8,7 @@ Registration of any id libvirt 10 knows succeeds; those without a row in `_SHAPE
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypervisor_shim.driver.events import (
@@ -22,6 +22,7 @@ from hypervisor_shim.driver.events import (
     Event,
     Family,
     GraphicsEvent,
+    HandoverEvent,
     IoErrorEvent,
     JobCompletedEvent,
     LifecycleEvent,
@@ -38,7 +39,7 @@ from hypervisor_shim.driver.events import (
     TunableEvent,
     WatchdogEvent,
 )
-from hypervisor_shim.driver.facts import DomainInfo
+from hypervisor_shim.driver.facts import DefinedDetail, DomainInfo, Lifecycle
 from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.frame import (
     NONNULL_DOMAIN,
@@ -178,10 +179,13 @@ class Encoded:
     procedure: int
     body: bytes
     domain: DomainInfo | None = None  # where the event is a domain's
+    unless: DomainInfo | None = None  # not for those who see this one
 
 
 def encode(event: Event) -> list[Encoded]:
     """One packet body per event id that tells of `event`."""
+    if isinstance(event, HandoverEvent):
+        return _handover(event)
     domain = event.domain if isinstance(event, DomainEvent) else None
     found = []
     for shape in _SHAPES[type(event)]:
@@ -191,6 +195,16 @@ def encode(event: Event) -> list[Encoded]:
             Encoded(shape.family, shape.event_id, _key(event), shape.procedure, b"".join(out), domain)
         )
     return found
+
+
+def _handover(event: HandoverEvent) -> list[Encoded]:
+    """libvirt knows no tenants, so it has no event of its own for what one of them sees of this."""
+    gone = encode(LifecycleEvent(event.was, Lifecycle.UNDEFINED))
+    come = encode(LifecycleEvent(event.domain, Lifecycle.DEFINED, DefinedDetail.ADDED))
+    return [
+        *(replace(each, unless=event.domain) for each in gone),
+        *(replace(each, unless=event.was) for each in come),
+    ]
 
 
 class Registrations:

@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nicagent", description="Drive a physical server like a VM: power, disks, network, console."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
@@ -101,6 +102,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("doctor", _doctor, "check what is wired, what answers, what is missing and how to mend it")
     sub.add_argument("host", nargs="?", help="only this host")
     return parser
+
+
+class _Version(argparse.Action):
+    """Looked up when it is asked for only: that takes longer than the rest of a command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        try:
+            print(f"nicagent {metadata.version('nicagent')}")
+        except metadata.PackageNotFoundError:
+            print("nicagent of a checkout that is not installed")
+        parser.exit()
 
 
 def _log_to_stderr(arguments: argparse.Namespace) -> None:
@@ -172,6 +186,8 @@ def _chassis(arguments: argparse.Namespace) -> int:
             "which lab?",
             "run it inside one (nicagent emulate LAB.toml -- …), or name it with --lab DIR",
         )
+    if arguments.action == "mains" and arguments.what not in ("on", "off"):
+        raise NicagentError(Kind.INVALID, "mains: on or off?", f"nicagent chassis mains {arguments.host} off")
     chassis = ChassisControl.of(Path(arguments.lab), arguments.host)
     match arguments.action:
         case "fault":
@@ -179,7 +195,7 @@ def _chassis(arguments: argparse.Namespace) -> int:
         case "clear":
             answer = chassis.clear(arguments.what)
         case "mains":
-            answer = chassis.mains(arguments.what != "off")
+            answer = chassis.mains(arguments.what == "on")
         case _:
             answer = getattr(chassis, arguments.action)()
     print(json.dumps(answer, indent=None if arguments.json else 1))

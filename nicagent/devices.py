@@ -1,4 +1,4 @@
-"""A domain's disks and ports as they come and go: under it while it runs, in its definition, or both."""
+"""What of a domain comes and goes, disks and ports and words about it: in its run, its definition, or both."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from nicagent.blockjobs import BlockJobs
 from nicagent.changes import Changes
 from nicagent.domains import Domains, definition_after
 from nicagent.errors import Kind, NicagentError
+from nicagent.lifecycle import Event
 from nicagent.model import Cause, Domain, DomainStatus, HostState
 from nicagent.placement import Placement
 from nicagent.store import Run
@@ -77,6 +79,33 @@ class Devices:
         log.info("domain %s has other disks or ports (%s)", status.domain.name, cause)
         self._changes.emit(domain=status)
         return status
+
+    async def describe(self, uuid: str, live: Domain | None, config: Domain | None, cause: Cause) -> None:
+        """Give a domain another document, of which no driver knows anything: `live` to its run, `config` to
+        its definition, or both. To be called within `changing`.
+
+        Raises WRONG_STATE (not running, transient), UNSUPPORTED (pinned to another host than it runs on).
+        """
+        if config is not None:
+            self._domains.persistent(uuid, "transient domains do not have any persistent config")
+            self._domains.check(config)
+        if live is not None:
+            walker = self._domains.running_on(uuid)
+            run = walker.record.run
+            assert run is not None
+            if live.host not in (None, walker.parts.name):
+                raise NicagentError(
+                    Kind.UNSUPPORTED,
+                    f"domain {live.name} runs on host {walker.parts.name} and stays there while it runs",
+                    "pin its next start (--config)",
+                )
+            told = replace(run.domain, xml=live.xml, tenant=live.tenant, host=live.host)
+            await walker.ask(Event.CHANGE, cause, run=replace(run, domain=told))
+        if config is not None:
+            await self._redefine(config)
+        status = self._domains.status(uuid)
+        log.info("domain %s is described otherwise (%s)", status.domain.name, cause)
+        self._changes.emit(domain=status)
 
     def _check_jobs(self, run: Run, wanted: Domain) -> None:
         """A disk that a job works on stays as it is until the job has ended."""

@@ -26,7 +26,7 @@ class Event(StrEnum):
     REBOOT = "reboot"  # graceful: ask the OS to go down, then switch on again
     RESET = "reset"
     CYCLE = "cycle"  # off and on again, disks and ports stay
-    CHANGE = "change"  # other disks or ports, power stays
+    CHANGE = "change"  # another document, and with it other disks or ports; power stays
     PRESS = "press"
     SWITCH_ON = "switch on"  # a technician, a host without a domain
     SWITCH_OFF = "switch off"  # likewise
@@ -150,7 +150,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.RUNNING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", tells=_D.REBOOT),
     (_S.RUNNING, _E.CYCLE): Row(_S.POWERING_ON, (*_OFF, *_ON), "power cycle asked", tells=_D.REBOOT),
     (_S.RUNNING, _E.PRESS): Row(_S.RUNNING, (Action.POWER_PRESS,), "button pressed"),
-    (_S.RUNNING, _E.CHANGE): Row(_S.RUNNING, (), "its disks or ports were changed"),
+    (_S.RUNNING, _E.CHANGE): Row(_S.RUNNING, (), "its definition was changed while it runs"),
     (_S.RUNNING, _E.FAILED): Row(_S.RUNNING, (), "power request failed"),
     (_S.RUNNING, _E.DEADLINE): Row(_S.RUNNING, (), "the OS has not gone down in the time that it had"),
     (_S.RUNNING, _E.POWER_OFF_SEEN): Row(

@@ -59,6 +59,11 @@ async def ask(*arguments: str, **environment: str) -> subprocess.CompletedProces
 # ---- help
 
 
+def test_it_tells_its_version() -> None:
+    told = nicagent("--version")
+    assert told.returncode == 0 and told.stdout.startswith("nicagent "), told.stderr
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_fits_a_screen(command: str) -> None:
     done = nicagent(*([command] if command else []), "--help")
@@ -83,6 +88,12 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     done = nicagent(*arguments)
     assert done.returncode == 2
     assert "usage: nicagent" in done.stderr
+
+
+def test_mains_are_not_switched_by_a_word_that_is_neither_on_nor_off() -> None:
+    for word in ((), ("sideways",)):
+        told = nicagent("chassis", "mains", "metal-1", *word, "--lab", "/nonexistent")
+        assert (told.returncode, "on or off?" in told.stderr) == (2, True), told
 
 
 def test_a_wrong_config_is_a_sentence_and_2(tmp_path: Path) -> None:

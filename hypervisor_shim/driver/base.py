@@ -186,6 +186,8 @@ class Driver(ABC):
         raise unsupported("virDomainSetAutostartOnce")
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
+        """Of a running domain's own document, of the one that its next start uses, or of both; CURRENT means
+        whatever it is now. To be told of as a MetadataChangeEvent."""
         raise unsupported("virDomainSetMetadata")
 
     async def open_console(

@@ -46,6 +46,14 @@ class LifecycleEvent(DomainEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class HandoverEvent(DomainEvent):
+    """The domain is another tenant's now. `was`: as it was before. Who may see it no longer is told that it
+    is undefined, who may see it only now that it is defined, and nobody else anything."""
+
+    was: DomainInfo
+
+
+@dataclass(frozen=True, slots=True)
 class RebootEvent(DomainEvent):
     """The guest was reset or restarted itself."""
 

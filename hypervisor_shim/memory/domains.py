@@ -22,11 +22,13 @@ from hypervisor_shim.driver import (
     Driver,
     Event,
     EventSink,
+    HandoverEvent,
     Identity,
     Impact,
     Lifecycle,
     LifecycleEvent,
     Metadata,
+    MetadataChangeEvent,
     MetadataKind,
     NodeInfo,
     RebootEvent,
@@ -265,7 +267,8 @@ class MemoryDriver(Driver):
                 )
             domain.config = definition
             if domain.live is None:
-                domain.info = replace(_described(definition), autostart=domain.info.autostart)
+                was = domain.info  # its tenant stays until that is told
+                domain.info = replace(_described(definition), autostart=was.autostart, tenant=was.tenant)
             else:
                 domain.info = replace(domain.info, persistent=True, updated=True)
             detail = DefinedDetail.UPDATED
@@ -337,6 +340,8 @@ class MemoryDriver(Driver):
             domain.live = set_metadata(domain.live, metadata)
         if domain.config is not None and (impact & Impact.CONFIG or domain.live is None):
             domain.config = set_metadata(domain.config, metadata)
+        self._hand_over(domain)
+        self._publish(MetadataChangeEvent(self._now(domain), metadata.kind, metadata.uri))
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
@@ -394,7 +399,13 @@ class MemoryDriver(Driver):
             sink.event(event)
 
     def _tell(self, domain: _Domain, event: Lifecycle, detail: int) -> None:
+        self._hand_over(domain)
         self._publish(LifecycleEvent(self._now(domain), event, detail))
+
+    def _hand_over(self, domain: _Domain) -> None:
+        was = domain.info
+        if self._now(domain).tenant != was.tenant:
+            self._publish(HandoverEvent(domain.info, was))
 
     # ---- within ------------------------------------------------------------------------------------
 

@@ -24,9 +24,11 @@ from hypervisor_shim.driver import (
     Driver,
     Event,
     EventSink,
+    HandoverEvent,
     Impact,
     LifecycleEvent,
     Metadata,
+    MetadataChangeEvent,
     MetadataKind,
     NodeInfo,
     RebootEvent,
@@ -116,6 +118,7 @@ class MetalDriver(Driver):
         self._bridges = bridges_of(config.segments)
         self._infos: dict[bytes, DomainInfo] = {}
         self._by_name: dict[str, bytes] = {}
+        self._by_id: dict[int, bytes] = {}
         self._macs = MacHolders()
         self._sinks: list[EventSink] = []
         self._sessions: dict[bytes, list[ConsoleSession]] = {}
@@ -177,11 +180,15 @@ class MetalDriver(Driver):
         status = change.domain
         if status is None:
             return
-        if change.event in (DomainEvent.UNDEFINED, DomainEvent.RENAMED_FROM) and status.id is None:
+        left = change.event in (DomainEvent.UNDEFINED, DomainEvent.RENAMED_FROM) and status.id is None
+        # A stopped transient domain is gone from the controller once it is told so.
+        if left or not self._exists(status):
             info = self._forget(status)
         else:
-            # A stopped transient domain is gone from the controller once it is told so.
-            info = self._remember(status) if self._exists(status) else self._forget(status)
+            was = self._infos.get(uuid.UUID(status.domain.uuid).bytes)
+            info = self._remember(status)
+            if was is not None and was.tenant != info.tenant:
+                self._publish(HandoverEvent(info, was))
         if info.id < 0:
             for session in self._sessions.pop(info.uuid, []):
                 session.end()  # a domain's console ends with its run; the host's line goes on
@@ -219,8 +226,11 @@ class MetalDriver(Driver):
     def _remember(self, status: DomainStatus) -> DomainInfo:
         tenant = self._controller.definition(status.domain.uuid).tenant
         info = to_info(status, updated=self._updated(status), tenant=tenant)
+        self._forget_id(info.uuid)
         self._infos[info.uuid] = info
         self._by_name[info.name] = info.uuid
+        if info.id >= 0:
+            self._by_id[info.id] = info.uuid
         self._macs.put(info.uuid, frozenset(port.mac for port in status.domain.ports if port.mac))
         return info
 
@@ -231,10 +241,16 @@ class MetalDriver(Driver):
 
     def _forget(self, status: DomainStatus) -> DomainInfo:
         info = to_info(status, tenant=status.domain.tenant)
+        self._forget_id(info.uuid)
         self._infos.pop(info.uuid, None)
         self._by_name.pop(info.name, None)
         self._macs.put(info.uuid, frozenset())
         return info
+
+    def _forget_id(self, uuid: bytes) -> None:
+        known = self._infos.get(uuid)
+        if known is not None:
+            self._by_id.pop(known.id, None)
 
     # ---- reading
 
@@ -269,7 +285,8 @@ class MetalDriver(Driver):
         return None if found is None else self._infos[found]
 
     def domain_by_id(self, id: int) -> DomainInfo | None:
-        return next((info for info in self._infos.values() if info.id == id and id >= 0), None)
+        found = self._by_id.get(id)
+        return None if found is None else self._infos[found]
 
     def domain_xml(self, uuid: bytes, *, inactive: bool, secure: bool) -> str:
         status, persistent = self._status(uuid), self._definition(uuid)
@@ -279,7 +296,10 @@ class MetalDriver(Driver):
         return domain_xml.format_domain(self._documents.parsed(status.domain.xml), live, secure=secure)
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
-        return domain_xml.get_metadata(self._documents.parsed(self._definition(uuid).xml), kind, uri)
+        status, persistent = self._status(uuid), self._definition(uuid)
+        live = status.id is not None and self._infos[uuid].id >= 0 and impact is not Impact.CONFIG
+        known = status.domain if live else persistent
+        return domain_xml.get_metadata(self._documents.parsed(known.xml), kind, uri)
 
     def tenant(self, definition: DomainDef) -> str | None:
         return tenant_of(definition)
@@ -399,14 +419,22 @@ class MetalDriver(Driver):
         self._remember(self._status(uuid))
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
-        if not self._status(uuid).domain.persistent:
-            # Its definition is that of its run; to keep a changed one would make it persistent unasked.
-            raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
-        changed = domain_xml.set_metadata(self._documents.parsed(self._definition(uuid).xml), metadata)
-        with translated():
-            await self._controller.define(
-                to_domain(changed, self._pools, self._bridges), cause_of(caller, "metadata")
-            )
+        def changed(known: Domain) -> Domain:
+            document = domain_xml.set_metadata(self._documents.parsed(known.xml), metadata)
+            return to_domain(document, self._pools, self._bridges)
+
+        async with self._controller.devices.changing(uuid_text(uuid)):
+            status, persistent = self._status(uuid), self._definition(uuid)
+            runs = status.id is not None and self._infos[uuid].id >= 0
+            with translated():
+                await self._controller.devices.describe(
+                    uuid_text(uuid),
+                    changed(status.domain) if runs and impact is not Impact.CONFIG else None,
+                    changed(persistent) if impact & Impact.CONFIG or not runs else None,
+                    cause_of(caller, "metadata"),
+                )
+        if (info := self._infos.get(uuid)) is not None:  # it may have ended meanwhile
+            self._publish(MetadataChangeEvent(info, metadata.kind, metadata.uri))
 
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID
 
-from hypervisor_shim.driver import BlockJobEvent, Caller, Impact
+from hypervisor_shim.driver import BlockJobEvent, Caller, DomainInfo, Impact, TunableEvent
 from hypervisor_shim.driver.block import (
     Block,
     BlockJobInfo,
@@ -18,6 +18,7 @@ from hypervisor_shim.driver.block import (
     IoTune,
 )
 from hypervisor_shim.errors import Code, error, uuid_text
+from hypervisor_shim.xdr import Tag
 from hypervisor_shim.xml.device import disk_named, with_limits, with_source
 from hypervisor_shim.xml.domain_def import DomainDef
 from hypervisor_shim.xml.domain_live import Mirror, MirrorJob
@@ -133,6 +134,8 @@ class MetalBlock(Block):
                     None if config is None else ground.to_domain(config),
                     cause_of(caller, f"limits of {disk}"),
                 )
+            if live is not None:
+                ground.publish(_tuned(ground.info(uuid), disk, given))
 
     # ---- jobs
 
@@ -377,6 +380,18 @@ def _lower(layers: Sequence[DiskFile], target: str, at: int, base: str | None, *
     if shallow and layers.index(lower) != at + 1:
         raise error(Code.INVALID_ARG, f"base '{base}' is not immediately below '{layers[at].path}'")
     return lower
+
+
+def _tuned(info: DomainInfo, disk: str, given: IoTune) -> TunableEvent:
+    """What a client has set, under the names of libvirt's VIR_DOMAIN_TUNABLE_BLKDEV_*."""
+    values = [("disk", disk), *given.items()]
+    return TunableEvent(
+        info,
+        [
+            (f"blkdeviotune.{name}", Tag.STRING if isinstance(value, str) else Tag.ULLONG, value)
+            for name, value in values
+        ],
+    )
 
 
 def merged_limits(known: IoTune, given: IoTune) -> IoTune:

@@ -255,24 +255,30 @@ def test_a_hidden_domain_is_answered_like_one_that_is_not_there(guarded: Guarded
     conn.close()
 
 
-def test_events_of_hidden_domains_are_not_delivered(guarded: Guarded) -> None:
-    """CVE-2014-0028. The event that one may see comes after the one that one may not."""
-    script = f"""
+def listening(guarded: Guarded, user: str, last: str) -> str:
+    """A client that prints the lifecycle events that it is told of, once it was told of `last`."""
+    return f"""
 import json, libvirt, sys
 libvirt.virEventRegisterDefaultImpl()
 def give(wanted, _):
     for each in wanted:
-        each[4] = "operator" if each[0] == libvirt.VIR_CRED_AUTHNAME else "secret"
+        each[4] = "{user}" if each[0] == libvirt.VIR_CRED_AUTHNAME else "secret"
     return 0
 kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE]
 conn = libvirt.openAuth("nic+unix:///system?socket={guarded.directory / "sasl"}", [kinds, give, None])
 told = []
-conn.domainEventRegisterAny(None, 0, lambda c, dom, event, detail, _: told.append(dom.name()), None)
+hear = lambda c, dom, event, detail, _: told.append([dom.name(), event, detail])
+conn.domainEventRegisterAny(None, 0, hear, None)
 print("ready", flush=True)
-while "web-1" not in told:
+while "{last}" not in [name for name, _, _ in told]:
     libvirt.virEventRunDefaultImpl()
 print(json.dumps(told), flush=True)
 """
+
+
+def test_events_of_hidden_domains_are_not_delivered(guarded: Guarded) -> None:
+    """CVE-2014-0028. The event that one may see comes after the one that one may not."""
+    script = listening(guarded, "operator", "web-1")
     listener = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert listener.stdout is not None
     try:
@@ -281,7 +287,7 @@ print(json.dumps(told), flush=True)
         admin.lookupByName("db-1").destroy()
         admin.lookupByName("web-1").destroy()
         admin.close()
-        assert set(json.loads(listener.stdout.readline())) == {"web-1"}
+        assert {name for name, _, _ in json.loads(listener.stdout.readline())} == {"web-1"}
     finally:
         listener.kill()
         listener.communicate()
@@ -425,6 +431,34 @@ def test_a_running_domain_is_not_made_its_former_tenants_again(tenants: Guarded)
     assert code_of(given.undefine) == 0
     conn.close()
     admin.close()
+
+
+def test_a_tenant_is_told_of_a_domain_that_comes_to_him_or_goes(tenants: Guarded) -> None:
+    """As of one that is defined or undefined. Who sees it before and after is told what libvirtd tells."""
+    clients = {
+        user: subprocess.Popen(
+            [sys.executable, "-c", listening(tenants, user, "last")], stdout=subprocess.PIPE, text=True
+        )
+        for user in ("blue", "admin")
+    }
+    try:
+        for each in clients.values():
+            assert each.stdout is not None and each.stdout.readline() == "ready\n"
+        admin = tenants.open("admin")
+        web, red = admin.lookupByName("web-1"), admin.lookupByName("red")
+        config = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        web.setMetadata(2, "<domain><tenant>red</tenant></domain>", "nic", WISHES, config)
+        web.setMetadata(2, "<domain><tenant>green</tenant></domain>", "nic", WISHES, config)
+        red.setMetadata(2, "<domain><tenant>blue</tenant></domain>", "nic", WISHES, config)
+        admin.defineXML(claimed("last", RED.replace("3", "5"), "blue"))
+        admin.close()
+        told = {user: json.loads(each.stdout.readline()) for user, each in clients.items() if each.stdout}
+    finally:
+        for each in clients.values():
+            each.kill()
+            each.communicate()
+    assert told["blue"] == [["web-1", 1, 0], ["red", 0, 0], ["last", 0, 0]], "undefined, defined, defined"
+    assert told["admin"] == [["last", 0, 0]], "metadata has an event of its own"
 
 
 def test_a_domain_that_moves_in_needs_the_right_to_be_there(directory: Path) -> None:
