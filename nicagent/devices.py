@@ -1,4 +1,4 @@
-"""What of a domain comes and goes, disks and ports and words about it: in its run, its definition, or both."""
+"""What of a domain comes and goes: disks, ports and words about it, in its run, its definition, or both."""
 
 from __future__ import annotations
 
