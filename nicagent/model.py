@@ -104,7 +104,7 @@ class Disk:
     path: str  # absolute path of the volume
     format: VolumeFormat
     readonly: bool = False
-    serial: str | None = None  # at most 20 characters (virtio-blk's limit)
+    serial: str | None = None  # a host is shown the first 20 characters of it (virtio-blk's limit)
     boot_order: int | None = None
     wanted_bus: str = "virtio"  # the client's wish; the host's wiring decides
     limits: Limits | None = None  # None: as fast as it goes

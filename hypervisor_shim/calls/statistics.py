@@ -167,7 +167,7 @@ _INTERFACE_FIELDS = (
 async def _interface_stats(session: Session, ref: Ref, device: str) -> tuple[int, ...]:
     counters = await _counters(session, running_domain(session, ref), "virDomainInterfaceStats")
     for each in counters.interfaces:
-        if device and device.lower() in (each.name.lower(), each.mac):
+        if device and device.lower() in (each.name.lower(), each.mac, each.device.lower()):
             return tuple(_known(getattr(each, ours)) for _, ours in _INTERFACE_FIELDS)
     raise error(Code.INVALID_ARG, f"'{device}' is not a known interface")
 

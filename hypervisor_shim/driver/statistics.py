@@ -68,7 +68,8 @@ class DiskCounters:
 
 @dataclass(frozen=True, slots=True)
 class InterfaceCounters:
-    """One interface, from the domain's point of view: rx is what it received."""
+    """One interface, from the domain's point of view: rx is what it received. `name`: its target in the
+    domain's document; `device`: what it is called on the node, if that is another name."""
 
     name: str
     mac: str
@@ -80,6 +81,7 @@ class InterfaceCounters:
     tx_packets: int | None = None
     tx_errors: int | None = None
     tx_drops: int | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

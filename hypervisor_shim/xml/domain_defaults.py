@@ -26,6 +26,13 @@ _SAY_NOTHING: tuple[tuple[str, frozenset[str]], ...] = tuple(
 _CLOCK = ("offset", "timezone", "adjustment", "basis", "start")
 _CHARACTERS = ("serial", "parallel", "console", "channel")
 _SWITCHES_ON = ("vmcoreinfo",)  # features that mean "on" when they are merely named
+#: Devices' addresses as libvirt writes them: type → (attribute, format), each 0 unless given.
+_ADDRESSES = {
+    "pci": (("domain", "0x{:04x}"), ("bus", "0x{:02x}"), ("slot", "0x{:02x}"), ("function", "0x{:x}")),
+    "drive": (("controller", "{}"), ("bus", "{}"), ("target", "{}"), ("unit", "{}")),
+    "virtio-serial": (("controller", "{}"), ("bus", "{}"), ("port", "{}")),
+}
+_CHOSEN_LATER = "pci"  # the type of address that may come without numbers: which slot, is said at start
 _OWN_ALIAS = "ua-"  # how names begin that clients choose; all others are given at start
 #: Kilobytes of video memory, by attribute, of models that have a default.
 _VIDEO_MEMORY = {
@@ -39,11 +46,18 @@ _VIDEO_MEMORY = {
 _DEFAULT_VIDEO = "cirrus"
 #: The order in which libvirt writes what is otherwise kept as it came: path → tags.
 _ORDER = {
+    "memoryBacking": "hugepages nosharepages locked source access allocation discard",
+    "cputune": "shares global_period global_quota period quota emulator_period emulator_quota "
+    "iothread_period iothread_quota vcpupin emulatorpin iothreadpin emulatorsched vcpusched iothreadsched "
+    "cachetune memorytune",
     "features": "acpi apic pae hap viridian privnet hyperv kvm xen pvspinlock capabilities pmu vmport gic "
     "smm ioapic hpt vmcoreinfo htm nested-hv msrs ccf-assist cfpc sbbc ibs tcg",
+    "features/hyperv": "relaxed vapic spinlocks vpindex runtime synic stimer reset vendor_id frequencies "
+    "reenlightenment tlbflush ipi evmcs avic",
     "cpu": "model vendor topology cache maxphysaddr feature numa",
     "pm": "suspend-to-mem suspend-to-disk",
     "sysinfo": "bios system baseBoard chassis oemStrings",
+    "devices/interface/bandwidth": "inbound outbound",
     "devices/lease": "lockspace key target",
 }
 _SYSTEM = "manufacturer product version serial uuid sku family"  # entries' names
@@ -108,6 +122,9 @@ def switch_features(root: Element) -> None:
         feature = root.find(f"features/{name}")
         if feature is not None:
             feature.attrib.setdefault("state", "on")
+    hyperv = root.find("features/hyperv")
+    if hyperv is not None:
+        hyperv.attrib.setdefault("mode", "custom")
 
 
 def drop_what_says_nothing(root: Element) -> None:
@@ -188,6 +205,23 @@ def number_controllers(devices: Element) -> None:
             index = next(numbers[kind])
         rest = {k: v for k, v in controller.attrib.items() if k not in ("type", "index")}
         controller.attrib = {"type": kind, "index": index} | rest
+
+
+def write_out_addresses(devices: Element) -> None:
+    """Numbers of addresses in libvirt's own way; what is no number stays as it came."""
+    for address in devices.iterfind("*/address"):
+        kind = address.get("type", "")
+        if kind not in _ADDRESSES or (kind == _CHOSEN_LATER and len(address.attrib) == 1):
+            continue
+        given = dict(address.attrib)
+        written = {"type": given.pop("type")}
+        for name, form in _ADDRESSES[kind]:
+            value = given.pop(name, "0")
+            try:
+                written[name] = form.format(int(value, 0))
+            except ValueError:
+                written[name] = value
+        address.attrib = written | given
 
 
 def _unused(taken: set[str]) -> Iterator[str]:

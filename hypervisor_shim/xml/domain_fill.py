@@ -27,6 +27,7 @@ from hypervisor_shim.xml.domain_defaults import (
     put_in_order,
     switch_features,
     tidy_characters,
+    write_out_addresses,
 )
 from hypervisor_shim.xml.domain_shape import DOMAIN, keep_known
 from hypervisor_shim.xml.read import declarations, namespace_of
@@ -64,6 +65,7 @@ def fill(sent: Element, arch: str) -> Element:
     drop_aliases(devices)
     tidy_characters(devices)
     number_controllers(devices)
+    write_out_addresses(devices)
     fill_videos(devices)
     _disks(devices)
     drop_snapshot_of_readonly(devices)

@@ -129,7 +129,7 @@ class MetalDriver(Driver):
             self._remember(status)
         self._unwatch = controller.watch(self._on_change)
         self._documents = Documents()
-        ground = Ground(
+        ground = self._ground = Ground(
             *(config, controller, self._domain, self._infos.__getitem__, self._publish, self._documents)
         )
         self.devices = MetalDevices(ground)
@@ -292,7 +292,11 @@ class MetalDriver(Driver):
         status, persistent = self._status(uuid), self._definition(uuid)
         if status.id is None or self._infos[uuid].id < 0 or (inactive and status.domain.persistent):
             return domain_xml.format_domain(self._documents.parsed(persistent.xml), secure=secure)
-        live = None if inactive else live_part(status, self._block.mirrors(uuid))
+        live = (
+            None
+            if inactive
+            else live_part(status, self._ground.port_names(status), self._block.mirrors(uuid))
+        )
         return domain_xml.format_domain(self._documents.parsed(status.domain.xml), live, secure=secure)
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:

@@ -280,8 +280,9 @@ def tenant_of(definition: DomainDef) -> str | None:
     return word(definition, WISHES, "tenant")
 
 
-def live_part(status: DomainStatus, mirrors: Mapping[str, Mirror]) -> Live:
-    """What the live document adds to the definition. `mirrors`: by disk, of its block jobs."""
+def live_part(status: DomainStatus, ports: Mapping[str, str], mirrors: Mapping[str, Mirror]) -> Live:
+    """What the live document adds to the definition. `ports`: by MAC, what they are called; `mirrors`: by
+    disk, of its block jobs."""
     assert status.id is not None
     facts = f"<run:run xmlns:run={quoteattr(FACTS)} host={quoteattr(status.host or '')}"
     if status.transport is not None:
@@ -290,18 +291,19 @@ def live_part(status: DomainStatus, mirrors: Mapping[str, Mirror]) -> Live:
     for export in status.exports:
         facts += (
             f"<run:disk target={quoteattr(export.disk.target)} uuid={quoteattr(export.identity.uuid)}"
-            f" nqn={quoteattr(export.identity.nqn)} nsid='{export.identity.nsid}'/>"
+            f" nqn={quoteattr(export.identity.nqn)} nsid='{export.identity.nsid}'"
+            f" serial={quoteattr(export.identity.serial)}/>"
         )
     for binding in status.bindings:
         facts += (
             f"<run:port segment={quoteattr(binding.port.segment)} mac={quoteattr(binding.mac)}"
-            f" ipv4={quoteattr(binding.ipv4)}/>"
+            f" ipv4={quoteattr(binding.ipv4)} device={quoteattr(binding.device)}/>"
         )
     facts += "</run:run>"
     display = status.display
     return Live(
         id=status.id,
-        targets={binding.mac: binding.device for binding in status.bindings},
+        targets=ports,
         metadata=(facts,),
         mirrors=mirrors,
         screen=None if display is None else (display.address, display.port),

@@ -53,6 +53,13 @@ class Ground:
         """What the running domain is now. Raises OPERATION_INVALID."""
         return self.documents.parsed(self.running(uuid).domain.xml)
 
+    def port_names(self, status: DomainStatus) -> dict[str, str]:
+        """By MAC, what a running domain's ports are called: as the client chose, which looks for them by that
+        name (nova compares taps' names before it detaches one), else by the agent's own device."""
+        interfaces = self.documents.parsed(status.domain.xml).interfaces
+        chosen = {each.mac: each.target for each in interfaces if each.target}
+        return {each.mac: chosen.get(each.mac, each.device) for each in status.bindings}
+
     def persistent(self, uuid: bytes) -> DomainDef:
         """What the next start will use. Raises NO_DOMAIN, OPERATION_INVALID."""
         if not self.status(uuid).domain.persistent:

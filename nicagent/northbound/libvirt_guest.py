@@ -150,11 +150,12 @@ class MetalGuest(Guest):
         return list(self._leases(status))
 
     def _leases(self, status: DomainStatus) -> Iterator[GuestInterface]:
+        names = self._ground.port_names(status)
         for binding in status.bindings:
             segment = self._segments.find(binding.port.segment)
             live = None if segment is None else segment.live
             prefix = 32 if live is None else IPv4Network(live.cidr).prefixlen
-            yield GuestInterface(binding.device, binding.mac, (Address(0, binding.ipv4, prefix),))
+            yield GuestInterface(names[binding.mac], binding.mac, (Address(0, binding.ipv4, prefix),))
 
     # ---- everything together
 

@@ -71,7 +71,7 @@ class MetalStatistics(Statistics):
         disks = [_disk(each.disk, exports.get(each.disk.target), reading) for each in status.exports]
         return Told(
             disks,
-            _interfaces(status, reading),
+            _interfaces(status, self._ground.port_names(status), reading),
             {MemoryTag.ACTUAL_BALLOON: status.domain.memory_kib},
             self._vcpus(status, reading.guest_cpus),
             _all_of(reading.guest_cpus),
@@ -202,12 +202,12 @@ def _sized(disk: DiskCounters, sizes: Sizes | None) -> DiskCounters:
     return replace(disk, capacity=sizes.capacity, allocation=sizes.allocation, physical=sizes.physical)
 
 
-def _interfaces(status: DomainStatus, reading: Reading) -> list[InterfaceCounters]:
+def _interfaces(status: DomainStatus, names: Mapping[str, str], reading: Reading) -> list[InterfaceCounters]:
     ports = {port.device: port for port in reading.ports}
     told = []
     for binding in status.bindings:
         port = ports.get(binding.device)
-        one = InterfaceCounters(binding.device, binding.mac)
+        one = InterfaceCounters(names[binding.mac], binding.mac, device=binding.device)
         if port is not None:
             one = replace(
                 one,

@@ -93,15 +93,17 @@ def _eui64(own: uuid.UUID) -> bytes:
 
 
 def _serial(disk: Disk, own: uuid.UUID) -> str:
+    """What a device can show of it. Clouds write a volume's whole UUID and look for its beginning in the
+    guest, as QEMU's virtio-blk cuts it there (/dev/disk/by-id/virtio-6ca404f3-d844-4169-b)."""
     if disk.serial is None:
         return own.hex[:SERIAL_LIMIT]
-    if not (disk.serial.isascii() and disk.serial.isprintable() and 1 <= len(disk.serial) <= SERIAL_LIMIT):
+    if not (disk.serial.isascii() and disk.serial.isprintable() and disk.serial):
         raise NicagentError(
             Kind.INVALID,
-            f"disk {disk.target}: its serial is not 1 to {SERIAL_LIMIT} printable ASCII characters",
-            "shorten <serial>",
+            f"disk {disk.target}: its serial has other than printable ASCII characters",
+            "leave them out of <serial>",
         )
-    return disk.serial
+    return disk.serial[:SERIAL_LIMIT]
 
 
 def _free_nsid(target: str, taken: set[int]) -> int:

@@ -143,21 +143,31 @@ NOVA = """<domain type="kvm">
 </domain>
 """
 
+#: What kvmagent of ZStack 5.3 writes (kvmagent/plugins/vm_plugin.py, `Vm.from_StartVmCmd`) of a Linux machine
+#: with UEFI whose memory may be hot-plugged; the elements stand in its order.
 ZSTACK = """<domain type="kvm" xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
   <name>3f1c9a2be5a4431cb6d1d6e5b5c0a001</name>
   <uuid>3f1c9a2b-e5a4-431c-b6d1-d6e5b5c0a001</uuid>
   <description>vm-of-a-tenant</description>
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>
-  <on_crash>restart</on_crash>
-  <vcpu placement="static" current="2">128</vcpu>
+  <on_crash>preserve</on_crash>
+  <metadata>
+    <zs:zstack xmlns:zs="http://zstack.org">
+      <zs:internalId>12</zs:internalId>
+      <zs:hostManagementIp>192.0.2.41</zs:hostManagementIp>
+    </zs:zstack>
+  </metadata>
+  <clock offset="utc"/>
   <cputune/>
+  <vcpu placement="static" current="2">128</vcpu>
   <cpu mode="host-model">
     <model fallback="allow"/>
     <topology sockets="32" cores="4" threads="1"/>
     <numa>
       <cell id="0" cpus="0-127" memory="4194304" unit="KiB"/>
     </numa>
+    <feature name="x2apic" policy="disable"/>
     <feature name="hypervisor" policy="disable"/>
   </cpu>
   <maxMemory slots="16" unit="KiB">34359738368</maxMemory>
@@ -172,84 +182,230 @@ ZSTACK = """<domain type="kvm" xmlns:qemu="http://libvirt.org/schemas/domain/qem
   <sysinfo type="smbios">
     <system><entry name="serial">b2d5f3e0-5b0a-4b1c-9f2f-0d1d6a6c0001</entry></system>
     <chassis><entry name="asset">www.example.org</entry></chassis>
+    <oemStrings><entry>tenant:one</entry></oemStrings>
   </sysinfo>
   <features>
     <apic/>
     <pae/>
     <acpi/>
     <kvm><hidden state="on"/></kvm>
+    <vmport state="off"/>
     <ioapic driver="kvm"/>
   </features>
-  <clock offset="utc">
-    <timer name="rtc" tickpolicy="catchup"/>
-    <timer name="pit" tickpolicy="delay"/>
-    <timer name="hpet" present="no"/>
-  </clock>
   <devices>
     <emulator>/usr/libexec/qemu-kvm</emulator>
     <input type="tablet" bus="usb"/>
-    <memballoon model="virtio"><stats period="10"/></memballoon>
+    <video><model type="vga"/></video>
     <interface type="bridge">
       <mac address="fa:2c:c8:47:3d:00"/>
       <alias name="net0"/>
+      <mtu size="1450"/>
       <source bridge="br_zsn0_100"/>
       <target dev="vnic12.0"/>
-      <model type="virtio"/>
-      <driver name="vhost" queues="2"/>
-      <mtu size="1450"/>
+      <address type="pci"/>
       <filterref filter="clean-traffic">
         <parameter name="IP" value="10.0.0.9"/>
       </filterref>
+      <model type="virtio"/>
+      <driver name="vhost" txmode="iothread" ioeventfd="on" event_idx="off" queues="2" rx_queue_size="1024" tx_queue_size="1024"/>
       <boot order="2"/>
+      <bandwidth><outbound average="12800"/><inbound average="12800"/></bandwidth>
     </interface>
     <disk type="file" device="disk" snapshot="external">
       <driver name="qemu" type="qcow2" cache="none" discard="unmap" queues="1"/>
       <source file="/zstack_ps/rootVolumes/acct-36c27e8ff05c4780bf6d2fa65700f22e/vol-5c9a/5c9a.qcow2"/>
       <target dev="vda" bus="virtio"/>
-      <serial>5c9a8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
       <boot order="1"/>
+      <serial>5c9a8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
     </disk>
     <disk type="block" device="disk" snapshot="external">
-      <driver name="qemu" type="raw" cache="none"/>
+      <driver name="qemu" type="raw" cache="none" io="native"/>
       <source dev="/dev/vg-shared/6d9b"/>
-      <target dev="sdb" bus="scsi"/>
       <shareable/>
-      <serial>6d9b8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
+      <target dev="sdb" bus="scsi"/>
       <wwn>000f3d0cbf0f6b21</wwn>
+      <address type="drive" controller="0" unit="1"/>
       <iotune><total_bytes_sec>104857600</total_bytes_sec></iotune>
+      <serial>6d9b8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
     </disk>
-    <disk type="file" device="cdrom">
-      <driver name="qemu" type="raw"/>
-      <target dev="sdc" bus="sata"/>
-      <readonly/>
-    </disk>
+    <graphics type="vnc" port="5900" autoport="yes" passwd="hidden"><listen type="address" address="0.0.0.0"/></graphics>
     <channel type="unix">
-      <source mode="bind"/>
+      <source mode="bind" path="/var/lib/libvirt/qemu/3f1c9a2be5a4431cb6d1d6e5b5c0a001"/>
       <target type="virtio" name="org.qemu.guest_agent.0"/>
     </channel>
     <channel type="unix">
       <source mode="bind"/>
       <target type="virtio" name="zwatch.vm"/>
     </channel>
+    <panic model="isa"><address type="isa" iobase="0x505"/></panic>
+    <memballoon model="virtio"><stats period="10"/></memballoon>
     <serial type="pty"><target port="0"/></serial>
     <console type="pty"><target type="serial" port="0"/></console>
-    <graphics type="vnc" port="5900" autoport="yes" passwd="hidden"><listen type="address" address="0.0.0.0"/></graphics>
-    <video><model type="vga"/></video>
     <controller type="scsi" model="virtio-scsi"/>
+    <controller type="sata" index="0"><alias name="sata"/><address type="pci" domain="0" bus="0" slot="0x1f" function="2"/></controller>
+    <controller type="pci" model="pcie-root" index="0"/>
+    <controller type="pci" model="dmi-to-pci-bridge" index="1"/>
+    <controller type="pci" model="pci-bridge" index="2"/>
+    <controller type="pci" model="pcie-root-port" index="3"/>
+    <controller type="pci" model="pcie-root-port" index="4"/>
+    <disk type="file" device="cdrom">
+      <driver name="qemu" type="raw"/>
+      <target dev="hdc" bus="sata"/>
+      <address type="drive" bus="0" unit="1"/>
+      <readonly/>
+      <serial>8e9b8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
+    </disk>
     <controller type="usb" index="0"/>
     <controller type="usb" index="1" model="ehci"/>
     <controller type="usb" index="2" model="nec-xhci"/>
-    <rng model="virtio"><backend model="random">/dev/random</backend></rng>
+    <controller type="usb" index="3" model="ehci"/>
+    <controller type="usb" index="4" model="nec-xhci"/>
   </devices>
-  <metadata>
-    <zs:zstack xmlns:zs="http://zstack.org">
-      <internalId>12</internalId>
-      <hostUuid>36c27e8ff05c4780bf6d2fa65700f22e</hostUuid>
-    </zs:zstack>
-  </metadata>
+  <pm><suspend-to-disk enabled="no"/><suspend-to-mem enabled="no"/></pm>
+  <seclabel type="none"/>
   <qemu:commandline>
     <qemu:arg value="-qmp"/>
-    <qemu:arg value="unix:/var/lib/libvirt/qemu/zstack/3f1c9a2b.sock,server,nowait"/>
+    <qemu:arg value="unix:/var/lib/libvirt/qemu/zstack/3f1c9a2be5a4431cb6d1d6e5b5c0a001.sock,server,nowait"/>
+  </qemu:commandline>
+</domain>
+"""
+
+#: The same of a desktop with Windows, with all that a VM may be tuned by: pinning, NUMA nodes, huge pages.
+ZSTACK_DESKTOP = """<domain type="kvm" xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
+  <name>4a2d0b3cf6b5542dc7e2e7f6c6d1b002</name>
+  <iothreadids><iothread id="1"/></iothreadids>
+  <iothreads>1</iothreads>
+  <uuid>4a2d0b3c-f6b5-542d-c7e2-e7f6c6d1b002</uuid>
+  <description>desktop</description>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>restart</on_crash>
+  <metadata>
+    <zs:zstack xmlns:zs="http://zstack.org">
+      <zs:internalId>13</zs:internalId>
+      <zs:hostManagementIp>192.0.2.41</zs:hostManagementIp>
+    </zs:zstack>
+  </metadata>
+  <clock offset="localtime">
+    <timer name="rtc" tickpolicy="catchup" track="guest"/>
+    <timer name="pit" tickpolicy="delay"/>
+    <timer name="hpet" present="no"/>
+    <timer name="hypervclock" present="yes"/>
+  </clock>
+  <vcpu placement="static">4</vcpu>
+  <cputune>
+    <iothreadpin iothread="1" cpuset="0-1"/>
+    <vcpupin vcpu="0" cpuset="0"/>
+    <emulatorpin cpuset="2-3"/>
+  </cputune>
+  <cpu mode="custom">
+    <model fallback="allow" vendor_id="GenuineIntel">Haswell-noTSX-IBRS</model>
+    <topology sockets="2" cores="2" threads="1"/>
+    <numa>
+      <cell id="0" cpus="0-1" memory="2097152" unit="KiB"><distances><sibling id="0" value="10"/><sibling id="1" value="21"/></distances></cell>
+      <cell id="1" cpus="2-3" memory="2097152" unit="KiB"><distances><sibling id="0" value="21"/><sibling id="1" value="10"/></distances></cell>
+    </numa>
+  </cpu>
+  <numatune>
+    <memnode cellid="0" mode="preferred" nodeset="0"/>
+    <memnode cellid="1" mode="preferred" nodeset="0"/>
+  </numatune>
+  <memory unit="k">4194304</memory>
+  <currentMemory unit="k">4194304</currentMemory>
+  <os>
+    <type machine="pc">hvm</type>
+  </os>
+  <features>
+    <apic/>
+    <pae/>
+    <acpi/>
+    <hyperv>
+      <relaxed state="on"/>
+      <vapic state="on"/>
+      <frequencies state="on"/>
+      <vpindex state="on"/>
+      <synic state="on"/>
+      <stimer state="on"/>
+      <spinlocks state="on" retries="8191"/>
+      <vendor_id state="on" value="example"/>
+    </hyperv>
+    <ioapic driver="kvm"/>
+  </features>
+  <devices>
+    <emulator>/usr/libexec/qemu-kvm</emulator>
+    <input type="tablet" bus="usb"/>
+    <video><model type="qxl" ram="65536" vram="32768" vgamem="16384"/></video>
+    <sound model="ich6"/>
+    <interface type="bridge">
+      <mac address="fa:2c:c8:47:3d:01"/>
+      <alias name="net0"/>
+      <mtu size="1500"/>
+      <link state="down"/>
+      <source bridge="br_eth0"/>
+      <target dev="vnic13.0"/>
+      <address type="pci" domain="0x0000" bus="0x00" slot="0x03" function="0x0"/>
+      <filterref filter="clean-traffic"/>
+      <model type="e1000"/>
+    </interface>
+    <disk type="file" device="disk" snapshot="external">
+      <driver name="qemu" type="qcow2" cache="none" discard="unmap" iothread="1"/>
+      <source file="/zstack_ps/rootVolumes/acct-36c27e8ff05c4780bf6d2fa65700f22e/vol-7d1b/7d1b.qcow2"/>
+      <target dev="vda" bus="virtio"/>
+      <address type="pci" domain="0x0000" bus="0x00" slot="0x06" function="0x0"/>
+      <iotune><read_bytes_sec>1048576</read_bytes_sec><write_iops_sec>500</write_iops_sec></iotune>
+      <serial>7d1b8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
+    </disk>
+    <graphics type="vnc" port="5900" autoport="yes"><listen type="address" address="0.0.0.0"/></graphics>
+    <graphics type="spice" port="5900" autoport="yes">
+      <listen type="address" address="0.0.0.0"/>
+      <channel name="main" mode="secure"/>
+      <image compression="auto_glz"/>
+      <jpeg compression="always"/>
+      <zlib compression="never"/>
+      <playback compression="off"/>
+      <streaming mode="off"/>
+    </graphics>
+    <panic model="hyperv"/>
+    <serial type="pty"><target port="0"/><log file="/tmp/4a2d0b3cf6b5542dc7e2e7f6c6d1b002-vm-kernel.log"/></serial>
+    <console type="pty"><target type="serial" port="0"/><log file="/tmp/4a2d0b3cf6b5542dc7e2e7f6c6d1b002-vm-kernel.log"/></console>
+    <controller type="scsi" model="virtio-scsi"/>
+    <controller type="pci" index="1" model="pci-bridge"/>
+    <channel type="spiceport"><source channel="org.spice-space.webdav.0"/><target type="virtio" name="org.spice-space.webdav.0"/></channel>
+    <disk type="file" device="floppy">
+      <driver name="qemu" type="raw"/>
+      <source file="/var/lib/zstack/virtio-drivers/virtio-win_x86.vfd"/>
+      <readonly/>
+      <target dev="fda" type="fdc"/>
+    </disk>
+    <disk type="file" device="cdrom">
+      <driver name="qemu" type="raw"/>
+      <target dev="hdc" bus="ide"/>
+      <address type="drive" bus="0" unit="1"/>
+      <readonly/>
+      <serial>9e9b8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>
+      <boot order="1"/>
+      <source file="/zstack_ps/imagecache/iso/windows.iso"/>
+    </disk>
+    <controller type="usb" index="0"/>
+    <controller type="usb" index="1" model="ehci"/>
+    <controller type="usb" index="2" model="nec-xhci"/>
+    <controller type="usb" index="3" model="ehci"/>
+    <controller type="usb" index="4" model="nec-xhci"/>
+    <channel type="spicevmc"><target type="virtio" name="com.redhat.spice.0"/><address type="virtio-serial"/></channel>
+    <redirdev type="spicevmc" bus="usb"><address type="usb" bus="3" port="1"/></redirdev>
+    <redirdev type="spicevmc" bus="usb"><address type="usb" bus="4" port="1"/></redirdev>
+  </devices>
+  <pm><suspend-to-disk enabled="no"/><suspend-to-mem enabled="no"/></pm>
+  <seclabel type="none"/>
+  <memoryBacking>
+    <hugepages/>
+    <allocation mode="immediate"/>
+    <nosharepages/>
+    <access mode="shared"/>
+  </memoryBacking>
+  <qemu:commandline>
+    <qemu:arg value="-cpu"/>
+    <qemu:arg value="Haswell-noTSX-IBRS,vendor=GenuineIntel"/>
   </qemu:commandline>
 </domain>
 """
@@ -576,7 +732,7 @@ CLOUDS = {
             "3f1c9a2be5a4431cb6d1d6e5b5c0a001",
             ZSTACK,
             (
-                "<internalId>12</internalId>",
+                "<zs:internalId>12</zs:internalId>",
                 "<serial>5c9a8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>",
                 "<target dev='vnic12.0'/>",
                 "<memory unit='KiB'>4194304</memory>",
@@ -584,6 +740,21 @@ CLOUDS = {
             ),
             1 | 2 | 4,
             ("<description>vm-of-a-tenant</description>", "<description>renamed</description>"),
+        ),
+        Cloud(
+            "zstack-desktop",
+            "4a2d0b3cf6b5542dc7e2e7f6c6d1b002",
+            ZSTACK_DESKTOP,
+            (
+                "<zs:hostManagementIp>192.0.2.41</zs:hostManagementIp>",
+                "<serial>7d1b8d5e7f4b4f0e8a4d1a2b3c4d5e6f</serial>",
+                "<target dev='vnic13.0'/>",
+                "<link state='down'/>",
+                "<vendor_id state='on' value='example'/>",
+                "<streaming mode='off'/>",
+            ),
+            1 | 2 | 4,
+            ("<description>desktop</description>", "<description>renamed</description>"),
         ),
         Cloud(
             "cloudstack",

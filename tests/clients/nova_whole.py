@@ -27,9 +27,12 @@ import nova.monkey_patch
 
 nova.monkey_patch.patch()
 
+import fixtures
 import nova.privsep
+import os_brick.privileged
 import os_vif
 import psutil
+from nova.tests.fixtures import SysFsPoisonFixture
 from nova.tests.functional import integrated_helpers
 from nova.virt.libvirt.host import Host
 
@@ -39,7 +42,9 @@ IMAGE_ID = "155d900f-4e14-4e4c-a73d-069cbf4541e6"  # of nova's stand-in for Glan
 WAITS = 300  # tenths of a second and more: a server takes its time
 
 init_events, net_if_addrs = Host._init_events, psutil.net_if_addrs
-nova.privsep.sys_admin_pctxt.set_client_mode(False)  # what wants root is done in this process
+for privileged in (nova.privsep.sys_admin_pctxt, os_brick.privileged.default):
+    privileged.set_client_mode(False)  # what wants root is done in this process
+SysFsPoisonFixture.setUp = fixtures.Fixture.setUp  # the machine's own /sys is looked at
 
 
 def failed(trouble: Any) -> None:
