@@ -7,46 +7,42 @@ overlay on the same base image.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.figures import Row, row
+from tests.e2e import harness
+
 LOGIN_SECONDS = 300.0
 KINDS = ("local", "by-virtio", "by-network")
 NAMES = {"by-virtio": "virtio (QSD)", "by-network": "NVMe/TCP (iPXE, stage-1, kexec)"}
 
 
-def rows(runs: int) -> list[dict[str, object]]:
+def rows(runs: int) -> list[Row]:
     """Rows of the bench: seconds to login, each beside the local disk."""
-    from tests.e2e.harness import ROOT
-
-    argv = [sys.executable, "-m", "nicagent.cli", "emulate", str(ROOT / "tests/e2e/bench.toml"), "--"]
+    argv = [sys.executable, "-m", "nicagent.cli", "emulate", str(harness.ROOT / "tests/e2e/bench.toml"), "--"]
     argv += [sys.executable, "-m", "tests.bench.bench_boot", str(runs)]
     with tempfile.NamedTemporaryFile(prefix="nicagent-bench-", suffix=".json") as out:
-        subprocess.run([*argv, out.name], cwd=ROOT, check=True)
+        subprocess.run([*argv, out.name], cwd=harness.ROOT, check=True)
         seconds = json.loads(Path(out.name).read_text())
-    local = statistics.median(seconds["local"])
     return [
-        {
-            "name": f"start to login: {NAMES[kind]}",
-            "ours": round(statistics.median(seconds[kind]), 1),
-            "peer": round(local, 1),
-            "peer_name": "same image, local disk",
-            "ratio": round(statistics.median(seconds[kind]) / local, 2),
-            "unit": "s",
-            "higher_is_better": False,
-        }
+        row(
+            f"start to login: {NAMES[kind]}",
+            seconds[kind],
+            seconds["local"],
+            "s",
+            peer_name="same image, local disk",
+            more=False,
+        )
         for kind in ("by-network", "by-virtio")
     ]
 
 
 def measure(runs: int) -> dict[str, list[float]]:
     """Runs inside the lab."""
-    from tests.e2e import harness
-
     lab = harness.lab_directory()
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory(prefix="nicagent-bench-") as directory:
@@ -61,27 +57,15 @@ def measure(runs: int) -> dict[str, list[float]]:
     return found
 
 
-def boot(agent, kind: str, lab: Path, directory: Path) -> float:
+def boot(agent: harness.Agent, kind: str, lab: Path, directory: Path) -> float:
     """One boot from a fresh overlay; seconds from `virsh start` to the prompt."""
-    from tests.e2e import harness
-
     volume = harness.disk(agent.directory, kind)
     if kind == "local":
         # The disk is in the chassis: the domain itself has none.
         volume.replace(lab / "local.qcow2")
-        subprocess.run(
-            [
-                "qemu-img",
-                "rebase",
-                "-u",
-                "-F",
-                "qcow2",
-                "-b",
-                str(volume.parent / "debian.qcow2"),
-                lab / "local.qcow2",
-            ],
-            check=True,
-        )
+        base = volume.parent / "debian.qcow2"
+        rebase = ["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", str(base), str(lab / "local.qcow2")]
+        subprocess.run(rebase, check=True)
     definition = directory / f"{kind}.xml"
     disk = None if kind == "local" else volume.name
     definition.write_text(harness.domain_xml(kind, disk, host=kind, segment=None))

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import select
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from hypervisor_shim.driver import ByteStream, Caller, ConsoleFlags
 from hypervisor_shim.memory import MemoryDriver
 from hypervisor_shim.server import Server
 from nicagent.console.serial import SerialConsole
+from tests.bench.figures import Row, row
 from tests.bench.processes import Process, resident
 from tests.hypervisor_shim import libvirtd as peer
 
@@ -172,7 +172,7 @@ def _libvirtd(directory: Path, lines: list[str]) -> Iterator[Side]:
             conn.close()
 
 
-def rows(runs: int) -> list[dict[str, object]]:
+def rows(runs: int) -> list[Row]:
     """Throughput, and memory while the reader stands still. Without a libvirtd that can run QEMU here, the
     peer's columns are None."""
     with contextlib.ExitStack() as stack:
@@ -209,18 +209,9 @@ def rows(runs: int) -> list[dict[str, object]]:
     ]
 
 
-def _row(name: str, figures: dict[str, list[float]], unit: str, *, more: bool) -> dict[str, object]:
-    ours = statistics.median(figures["ours"])
-    theirs = statistics.median(figures["peer"]) if "peer" in figures else None
-    return {
-        "name": name,
-        "ours": round(ours, 2),
-        "peer": None if theirs is None else round(theirs, 2),
-        "peer_name": "libvirtd, QEMU driver",
-        "ratio": round(ours / theirs, 2) if theirs else None,
-        "unit": unit,
-        "higher_is_better": more,
-    }
+def _row(name: str, figures: dict[str, list[float]], unit: str, *, more: bool) -> Row:
+    peer_name = "libvirtd, QEMU driver"
+    return row(name, figures["ours"], figures.get("peer"), unit, peer_name=peer_name, more=more)
 
 
 def main() -> None:

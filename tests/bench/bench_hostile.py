@@ -6,11 +6,11 @@ else the machine does hits both. The medians over all turns count.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.figures import Row, row
 from tests.hypervisor_shim.alone import alone
 from tests.hypervisor_shim.crowd import crowd
 from tests.hypervisor_shim.serving import RawClient, domain
@@ -21,7 +21,7 @@ TURNS = 3  # per run, each with and without
 _GET_INFO = 16
 
 
-def rows(runs: int) -> list[dict[str, object]]:
+def rows(runs: int) -> list[Row]:
     """p50 and p99, in microseconds."""
     calm: list[tuple[float, float]] = []
     crowded: list[tuple[float, float]] = []
@@ -37,7 +37,14 @@ def rows(runs: int) -> list[dict[str, object]]:
             with crowd(process.path, CROWD, opened=True):
                 crowded.append(_percentiles(client))
     return [
-        _row(f"p{part}", [each[i] for each in crowded], [each[i] for each in calm])
+        row(
+            f"libvirt call p{part} beside {CROWD:,} slow-loris clients",
+            [each[i] * 1e6 for each in crowded],
+            [each[i] * 1e6 for each in calm],
+            "µs",
+            peer_name="the same client without them",
+            more=False,
+        )
         for i, part in enumerate((50, 99))
     ]
 
@@ -50,16 +57,3 @@ def _percentiles(client: RawClient) -> tuple[float, float]:
         found.append(time.perf_counter() - began)
     found.sort()
     return found[CALLS // 2], found[CALLS * 99 // 100]
-
-
-def _row(part: str, crowded: list[float], calm: list[float]) -> dict[str, object]:
-    ours, theirs = statistics.median(crowded) * 1e6, statistics.median(calm) * 1e6
-    return {
-        "name": f"libvirt call {part} beside {CROWD:,} slow-loris clients",
-        "ours": round(ours),
-        "peer": round(theirs),
-        "peer_name": "the same client without them",
-        "ratio": round(ours / theirs, 2),
-        "unit": "µs",
-        "higher_is_better": False,
-    }

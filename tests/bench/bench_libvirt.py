@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nicagent import pki
+from tests.bench.figures import Row, row
 from tests.bench.libvirt_load import DEFINE, Server, text
-from tests.bench.processes import Process, cpu_seconds, resident
-from tests.e2e.harness import answers
+from tests.bench.processes import Process, agent, cpu_seconds, resident
 from tests.hypervisor_shim import libvirtd as peer
 
 SLICE = 0.6  # seconds of calls to one server before it is the other's turn
@@ -124,27 +123,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def agent(directory: Path, certificates: Path) -> Iterator[Side]:
+def metal(directory: Path, certificates: Path) -> Iterator[Side]:
     """A real agent with one host that is not there, and the domains."""
-    config, port = directory / "nicagent.toml", free_port()
-    config.write_text(_CONFIG.format(directory=directory, port=port, pki=certificates))
-    argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
-    path = directory / "run/libvirt-sock"
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        for _ in range(1000):
-            if answers(path):
-                break
-            assert process.poll() is None, (directory / "log").read_text()
-            time.sleep(0.02)
+    port = free_port()
+    with agent(directory, _CONFIG.format(directory=directory, port=port, pki=certificates)) as pid:
+        path = directory / "run/libvirt-sock"
         unix = Server("nic:///system", path=str(path))
         tls = Server("nic:///system", port=port, pki=str(certificates))
         with defined(unix, "kvm", 0):
-            yield Side(process.pid, f"nic+unix:///system?socket={path}", unix, tls, "kvm")
-    finally:
-        process.terminate()
-        process.wait(30)
+            yield Side(pid, f"nic+unix:///system?socket={path}", unix, tls, "kvm")
 
 
 @contextlib.contextmanager
@@ -278,7 +265,7 @@ def idle_memory(sides: Sides) -> Figures:
 # ---- rows --------------------------------------------------------------------------------------------
 
 
-def rows(runs: int) -> list[dict[str, object]]:
+def rows(runs: int) -> list[Row]:
     """All rows. Without a libvirtd that can run here, the peer's columns are None."""
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bp-")))
@@ -286,13 +273,13 @@ def rows(runs: int) -> list[dict[str, object]]:
         pki.issue_server(home, ["127.0.0.1"], home / "servercert.pem", home / "serverkey.pem")
         pki.issue_client(home, "bench", home)
         ours, theirs = (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bn-"))) for _ in "ab")
-        sides = {"ours": stack.enter_context(agent(ours, home))}
+        sides = {"ours": stack.enter_context(metal(ours, home))}
         if peer.missing() is None:
             sides["peer"] = stack.enter_context(libvirtd(theirs, home))
         return list(_rows(sides, runs))
 
 
-def _rows(sides: Sides, runs: int) -> Iterator[dict[str, object]]:
+def _rows(sides: Sides, runs: int) -> Iterator[Row]:
     turns = runs * SLICES
     yield _row(f"libvirt: memory of an idle client, of {IDLE}", idle_memory(sides), "KiB", more=False)
     for count in CLIENTS:
@@ -321,19 +308,9 @@ def _rows(sides: Sides, runs: int) -> Iterator[dict[str, object]]:
     yield _row(name, events(sides, runs), "ms", more=False)
 
 
-def _row(name: str, figures: Figures, unit: str, *, more: bool = True) -> dict[str, object]:
-    ours = statistics.median(figures["ours"])
-    theirs = statistics.median(figures["peer"]) if "peer" in figures else None
-    digits = 0 if ours >= 1000 else 2
-    return {
-        "name": name,
-        "ours": round(ours, digits),
-        "peer": None if theirs is None else round(theirs, digits),
-        "peer_name": "libvirtd, test driver",
-        "ratio": round(ours / theirs, 2) if theirs else None,
-        "unit": unit,
-        "higher_is_better": more,
-    }
+def _row(name: str, figures: Figures, unit: str, *, more: bool = True) -> Row:
+    peer_name = "libvirtd, test driver"
+    return row(name, figures["ours"], figures.get("peer"), unit, peer_name=peer_name, more=more)
 
 
 def main() -> None:

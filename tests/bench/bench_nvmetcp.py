@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.bench.figures import Row, row
 
 SIZE = 256 << 20  # bytes of the disk: fits the page cache
 SECONDS = 2  # of one measurement
@@ -164,7 +165,7 @@ def measure_tgtd(port: int, depth: int, size: int, order: str) -> tuple[float, f
 LONE_TURNS = 4
 
 
-def rows(runs: int) -> list[dict[str, Any]]:
+def rows(runs: int) -> list[Row]:
     """The table's rows; `runs` rounds each."""
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-nvmetcp-")))
@@ -189,23 +190,12 @@ def rows(runs: int) -> list[dict[str, Any]]:
                     mine, his, _ = found.setdefault(name + label, ([], [], unit))
                     mine.append(measure_ours(perf, port, depth, size, order)[column])
                     his.append(theirs)
-    return [_row(name, *figures) for name, figures in sorted(found.items(), key=lambda item: "(" in item[0])]
-
-
-def _row(name: str, mine: list[float], theirs: list[float], unit: str) -> dict[str, Any]:
-    ours, peer = statistics.median(mine), statistics.median(theirs)
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": peer,
-        "peer_name": "tgtd",
-        "ratio": round(ours / peer, 2),
-        "unit": unit,
-        "higher_is_better": True,
-        "note": NOTE,
-    }
+    return [
+        Row(**row(name, mine, theirs, unit, peer_name="tgtd", more=True), note=NOTE)
+        for name, (mine, theirs, unit) in sorted(found.items(), key=lambda item: "(" in item[0])
+    ]
 
 
 if __name__ == "__main__":
-    for row in rows(3):
-        print(f"{row['name']:70} {row['ours']:10.0f} {row['peer']:10.0f} {row['unit']} {row['ratio']}×")
+    for each in rows(3):
+        print(f"{each['name']:70} {each['ours']:10.0f} {each['peer']:10.0f} {each['unit']} {each['ratio']}×")

@@ -7,18 +7,14 @@ what a server keeps in memory of a download that nobody reads.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.processes import resident
-from tests.e2e.harness import answers
+from tests.bench.figures import Row, row
+from tests.bench.processes import agent, resident
 from tests.hypervisor_shim import libvirtd as peer
 
 SIZE = 256  # MiB
@@ -39,27 +35,7 @@ slot = "{directory}/slot"
 """
 
 
-@contextlib.contextmanager
-def agent(directory: Path, roots: Path) -> Iterator[tuple[str, int]]:
-    """A real agent with one host that is not there; its URI and process."""
-    config, path = directory / "nicagent.toml", directory / "run/libvirt-sock"
-    config.write_text(_CONFIG.format(directory=directory, roots=roots))
-    argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(config)]
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        for _ in range(1000):
-            if answers(path):
-                break
-            assert process.poll() is None, (directory / "log").read_text()
-            time.sleep(0.02)
-        yield f"nic+unix:///system?socket={path}", process.pid
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def rows(runs: int) -> list[dict[str, object]]:
+def rows(runs: int) -> list[Row]:
     """A row per direction. Without a libvirtd that can run here, the peer's columns are None."""
     rates: dict[tuple[str, str], list[float]] = {}
     # Sockets must have short names, volumes must lie on a real disk.
@@ -67,9 +43,9 @@ def rows(runs: int) -> list[dict[str, object]]:
         tempfile.TemporaryDirectory(prefix="bv-", dir="/var/tmp") as home,
         tempfile.TemporaryDirectory(prefix="bo-") as ours,
         tempfile.TemporaryDirectory(prefix="bl-") as theirs,
-        agent(Path(ours), Path(home)) as (uri, pid),
+        agent(Path(ours), _CONFIG.format(directory=ours, roots=home)) as pid,
     ):
-        uris, pids = {"ours": uri}, {"ours": pid}
+        uris, pids = {"ours": f"nic+unix:///system?socket={ours}/run/libvirt-sock"}, {"ours": pid}
         if peer.missing() is not None:
             _measure(uris, Path(home), runs, rates)
             kept = _kept(uris, pids, runs)
@@ -134,15 +110,6 @@ def _kept(uris: dict[str, str], pids: dict[str, int], runs: int) -> dict[str, li
     return grown
 
 
-def _row(name: str, figures: dict[str, list[float]], unit: str, *, more: bool) -> dict[str, object]:
-    ours = statistics.median(figures["ours"])
-    theirs = statistics.median(figures["peer"]) if "peer" in figures else None
-    return {
-        "name": name,
-        "ours": round(ours, 2),
-        "peer": None if theirs is None else round(theirs, 2),
-        "peer_name": None if theirs is None else "libvirtd, directory pool",
-        "ratio": round(ours / theirs, 2) if theirs else None,
-        "unit": unit,
-        "higher_is_better": more,
-    }
+def _row(name: str, figures: dict[str, list[float]], unit: str, *, more: bool) -> Row:
+    peer_name = "libvirtd, directory pool"
+    return row(name, figures["ours"], figures.get("peer"), unit, peer_name=peer_name, more=more)

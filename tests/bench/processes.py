@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.e2e.harness import answers
+
+READY_SECONDS = 30.0
+LOOK_SECONDS = 0.002  # between two looks whether an agent answers: the time until it does is a figure
 
 
 class Process:
@@ -29,6 +37,26 @@ class Process:
 
     def end(self) -> None:
         self._process.communicate()
+
+
+@contextlib.contextmanager
+def agent(directory: Path, config: str) -> Iterator[int]:
+    """A real agent with `directory`/run as its run_dir; its process, once its libvirt socket answers."""
+    file, log = directory / "nicagent.toml", directory / "log"
+    file.write_text(config)
+    argv = [sys.executable, "-m", "nicagent.cli", "serve", "-c", str(file)]
+    deadline = time.monotonic() + READY_SECONDS
+    with log.open("wb") as sink:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+    try:
+        while not answers(directory / "run/libvirt-sock"):
+            assert process.poll() is None, f"the agent did not come up: {log.read_text()[-500:]}"
+            assert time.monotonic() < deadline, f"the agent does not answer: {log.read_text()[-500:]}"
+            time.sleep(LOOK_SECONDS)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def resident(pid: int) -> int:
