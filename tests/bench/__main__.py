@@ -1,4 +1,7 @@
-"""`make bench`: every figure beside a peer in the same run, medians of several runs, into bench.json."""
+"""`make bench`: every figure beside a peer in the same run, medians of several runs, into bench.json.
+
+The file is written anew after each part.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# What is measured, in the order of how long it takes. Each has `rows(runs) -> list of rows`.
+from tests.bench.figures import Row
+
+# What is measured, in the order of how long it takes. Each has `rows(runs) -> list[Row]`.
 PARTS = ("agent", "hostile", "libvirt", "console", "volumes", "nvmetcp", "boot")
 
 
@@ -25,24 +30,33 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     arguments = parser.parse_args()
     terminal = Console(highlight=False)
-    rows: list[dict[str, object]] = []
-    began = time.monotonic()
-    for part in arguments.parts:
-        terminal.print(f"[dim]{time.monotonic() - began:6.1f} s[/]  measuring {part} …")
-        rows += importlib.import_module(f"tests.bench.bench_{part}").rows(arguments.runs)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, "
         f"Python {platform.python_version()}"
     )
-    arguments.out.write_text(
-        json.dumps({"machine": machine, "runs": arguments.runs, "rows": rows}, indent=1) + "\n"
-    )
+    rows: list[Row] = []
+    seconds: dict[str, float] = {}
+    for part in arguments.parts:
+        terminal.print(f"measuring {part} …")
+        began = time.monotonic()
+        rows += importlib.import_module(f"tests.bench.bench_{part}").rows(arguments.runs)
+        seconds[part] = round(time.monotonic() - began, 1)
+        terminal.print(f"[dim]{part} took {seconds[part]:.0f} s[/]")
+        found = {"machine": machine, "runs": arguments.runs, "seconds": seconds, "rows": rows}
+        replace(arguments.out, json.dumps(found, indent=1) + "\n")  # a run that is stopped keeps these
     terminal.print(show(rows, f"{machine}; medians of {arguments.runs} runs"))
-    terminal.print(f"written to {arguments.out} after {time.monotonic() - began:.0f} s")
+    terminal.print(f"written to {arguments.out} after {sum(seconds.values()):.0f} s")
     return 0
 
 
-def show(rows: list[dict[str, object]], title: str) -> Table:
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step: it is whole whenever somebody looks, or we are stopped."""
+    partial = path.with_name(path.name + ".new")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def show(rows: list[Row], title: str) -> Table:
     table = Table("figure", "ours", "peer", "which peer", "ratio", "unit", title=title)
     for row in rows:
         better = "more is better" if row["higher_is_better"] else "less is better"
