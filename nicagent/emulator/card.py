@@ -18,8 +18,10 @@ from pathlib import Path
 
 import msgspec
 
+from nicagent.emulator import slot
 from nicagent.emulator.listener import Listener
-from nicagent.emulator.qemu import SERIAL_LIMIT, Board, SlotDisk, nbd_fields, slot_disks
+from nicagent.emulator.qemu import Board
+from nicagent.emulator.slot import SlotDisk, slot_disks
 from nicagent.errors import NicagentError
 from nicagent.storage import slotwire
 from nicagent.storage.slotwire import InSlot, Stage, State
@@ -49,25 +51,31 @@ class _Disk:
 
     @property
     def device(self) -> str:
-        return f"disk-{self.node}"
+        return slot.device_name(self.node)
 
     @property
     def below(self) -> str:
         return f"{self.node}-{self.generation}"
 
+    def connection(self) -> dict[str, object]:
+        return slot.connection(self.below, self.path, self.described)
+
+    def above(self) -> dict[str, object]:
+        return slot.above(self.below, self.node, self.described)
+
 
 class Card:
     """`async with` it: serves the slot's socket for as long as the chassis stands there."""
 
-    def __init__(self, slot: Path, ports: int) -> None:
-        self._slot = slot
+    def __init__(self, directory: Path, ports: int) -> None:
+        self._slot = directory
         self._ports = ports
         self._board: Board | None = None
         self._disks: dict[str, _Disk] = {}
         self._failed: dict[str, str] = {}
         self._generations = itertools.count(2)  # the first are those of power-on
         self._lock = asyncio.Lock()
-        self._listener = Listener(slot / slotwire.SOCKET, self._client, limit=slotwire.LINE_LIMIT)
+        self._listener = Listener(directory / slotwire.SOCKET, self._client, limit=slotwire.LINE_LIMIT)
         self._clients: dict[asyncio.StreamWriter, int] = {}
         self._following: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -195,21 +203,11 @@ class Card:
             self._failed[name] = f"none of the slot's {self._ports} ports is free"
             return
         disk = _Disk(bays[0], path, described, generation=next(self._generations))
-        serial = {"serial": described.serial[:SERIAL_LIMIT]} if described.serial else {}
         try:
-            await board.command("blockdev-add", {"driver": "nbd", **self._connection(disk)})
-            await board.command("blockdev-add", self._top(disk))
-            await board.command(
-                "device_add",
-                {
-                    "driver": "virtio-blk-pci",
-                    "id": disk.device,
-                    "drive": disk.node,
-                    "bus": f"port{disk.bay}",
-                    "disable-legacy": "on",
-                    **serial,
-                },
-            )
+            await board.command("blockdev-add", disk.connection())
+            await board.command("blockdev-add", disk.above())
+            device = slot.device(disk.node, serial=described.serial, bus=f"port{disk.bay}")
+            await board.command("device_add", device)
         except NicagentError as error:
             await self._drop(board, disk.node)
             await self._drop_unused(board, disk)
@@ -225,8 +223,8 @@ class Card:
         """
         fresh = replace(disk, generation=next(self._generations))
         try:
-            await board.command("blockdev-add", {"driver": "nbd", **self._connection(fresh)})
-            await board.command("blockdev-reopen", {"options": [self._top(fresh)]})
+            await board.command("blockdev-add", fresh.connection())
+            await board.command("blockdev-reopen", {"options": [fresh.above()]})
             disk.generation = fresh.generation
             size = (await board.nodes())[disk.below]
             await board.command("block_resize", {"node-name": disk.node, "size": size})
@@ -264,15 +262,3 @@ class Card:
     def _free_bays(self) -> list[int]:
         used = {disk.bay for disk in self._disks.values()}
         return [bay for bay in range(self._ports) if bay not in used]
-
-    def _connection(self, disk: _Disk) -> dict[str, object]:
-        fields = nbd_fields(disk.path, disk.described)
-        return {"node-name": disk.below, "read-only": disk.described.readonly, **fields}
-
-    def _top(self, disk: _Disk) -> dict[str, object]:
-        return {
-            "driver": "raw",
-            "node-name": disk.node,
-            "file": disk.below,
-            "read-only": disk.described.readonly,
-        }

@@ -25,10 +25,11 @@ from nicagent.emulator.faults import BOUNCE_PERIOD, Fault
 from nicagent.emulator.front import CaptureServer, KeyEvent, KeyServer
 from nicagent.emulator.lines import LineBank, LineLog, LineServer, LineSpec
 from nicagent.emulator.netns import Tap
-from nicagent.emulator.qemu import Board, Wires, slot_disks
+from nicagent.emulator.qemu import Board, Wires
 from nicagent.emulator.serialport import SerialPort
 from nicagent.emulator.settings import Chassis as Settings
 from nicagent.emulator.settings import FrontPanel
+from nicagent.emulator.slot import slot_disks
 from nicagent.errors import Kind, NicagentError
 from nicagent.power.linewire import Level, Recorded
 

@@ -17,23 +17,20 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
-from msgspec import Meta
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 from nicagent import proc
+from nicagent.emulator import slot
 from nicagent.emulator.front import KeyEvent
 from nicagent.emulator.netns import Tap
 from nicagent.emulator.settings import Chassis
+from nicagent.emulator.slot import SLOT_LIMIT, SlotDisk
 from nicagent.errors import Kind, NicagentError
 
 QMP_DEADLINE = 10.0  # seconds; QMP answers in milliseconds unless QEMU is stuck
 NBD_OPEN_TIMEOUT = 5  # seconds to wait at power-on for a disk that is being set up
-NBD_RECONNECT_DELAY = 300  # seconds a request waits for a disk that went away before the host sees an error
-SERIAL_LIMIT = 20  # bytes of a virtio disk's serial number
-SLOT_LIMIT = 16  # disks in one PCIe slot directory
 LAST_WORDS = 0.5  # seconds between QEMU's end and its last event being read
 GOODBYE = 5.0  # seconds QEMU may take to write its caches out after the OS switched off
 
@@ -59,16 +56,6 @@ log = logging.getLogger(__name__)
 OnOff = Callable[["Board", bool, str], None]
 
 
-class SlotDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`NAME.json` beside the socket `NAME.nbd` in a PCIe slot: what the card says about that disk."""
-
-    serial: str = ""  # as the guest reads it; 20 bytes at most (virtio 1.2, 5.2.6)
-    bootindex: Annotated[int, Meta(ge=0)] = 0  # place in the boot order among the slot's disks
-    readonly: bool = False
-    export: str = ""  # the NBD export's name
-    size: int = 0  # bytes; another one than before says that the disk has grown
-
-
 @dataclass(frozen=True)
 class Wires:
     """What the chassis hands to a board: descriptors and places that outlive it."""
@@ -85,20 +72,6 @@ def accelerator() -> str:
         if ("vmx" in flags or "svm" in flags) and os.access("/dev/kvm", os.R_OK | os.W_OK):
             return "kvm"
     return "tcg"
-
-
-def slot_disks(slot: Path) -> list[tuple[Path, SlotDisk]]:
-    """Disks that are plugged into a PCIe slot now, in boot order. Raises NicagentError on a bad side file."""
-    found = []
-    for path in sorted(slot.glob("*.nbd"))[:SLOT_LIMIT]:
-        side = path.with_suffix(".json")
-        try:
-            found.append((path, msgspec.json.decode(side.read_bytes(), type=SlotDisk)))
-        except FileNotFoundError:
-            found.append((path, SlotDisk()))
-        except (OSError, msgspec.DecodeError) as error:
-            raise NicagentError(Kind.INVALID, f"{side}: {error}", "mend or remove the file") from None
-    return sorted(found, key=lambda each: each[1].bootindex)
 
 
 def option(head: str, /, **fields: object) -> str:
@@ -181,15 +154,8 @@ def _firmware(chassis: Chassis, wires: Wires) -> list[str]:
 
 
 def _disk(node: str, *, bootindex: int, serial: str, bus: str = "") -> list[str]:
-    fields: dict[str, object] = {
-        "drive": node,
-        "id": f"disk-{node}",
-        "bootindex": bootindex,
-        "disable_legacy": "on",
-        **({"bus": bus} if bus else {}),
-        **({"serial": serial[:SERIAL_LIMIT]} if serial else {}),
-    }
-    return ["-device", option("virtio-blk-pci", **fields)]
+    fields = slot.device(node, serial=serial, bus=bus)
+    return ["-device", option(str(fields.pop("driver")), bootindex=bootindex, **fields)]
 
 
 def _ports(count: int) -> list[str]:
@@ -205,26 +171,16 @@ def _ports(count: int) -> list[str]:
     return argv
 
 
-def nbd_fields(path: Path, disk: SlotDisk) -> dict[str, object]:
-    """How a disk of the slot is reached (QAPI: BlockdevOptionsNbd)."""
-    return {
-        "server": {"type": "unix", "path": str(path)},
-        "export": disk.export,
-        "reconnect-delay": NBD_RECONNECT_DELAY,
-    }
-
-
 def _slot_arguments(disks: Sequence[tuple[Path, SlotDisk]], ports: int) -> list[str]:
     """The first disks sit in ports. Where there are any, each disk's node can change its connection."""
     argv = []
     for index, (path, disk) in enumerate(disks):
         node, bus = f"slot{index}", f"port{index}" if index < ports else ""
         below = f"{node}-1" if ports else node
-        given = {"node-name": below, "read-only": disk.readonly, "open-timeout": NBD_OPEN_TIMEOUT}
-        argv += ["-blockdev", json.dumps({"driver": "nbd", **given, **nbd_fields(path, disk)})]
+        patient = {"open-timeout": NBD_OPEN_TIMEOUT}
+        argv += ["-blockdev", json.dumps(slot.connection(below, path, disk) | patient)]
         if ports:
-            top = {"driver": "raw", "node-name": node, "file": below, "read-only": disk.readonly}
-            argv += ["-blockdev", json.dumps(top)]
+            argv += ["-blockdev", json.dumps(slot.above(below, node, disk))]
         argv += _disk(node, bootindex=FIRST_BOOTINDEX + index, serial=disk.serial, bus=bus)
     return argv
 

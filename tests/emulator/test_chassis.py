@@ -19,9 +19,9 @@ from nicagent.emulator.body import Event, Power, Verdict
 from nicagent.emulator.chassis import Chassis
 from nicagent.emulator.control import ChassisControl, ControlServer
 from nicagent.emulator.faults import Fault
-from nicagent.emulator.qemu import slot_disks
 from nicagent.emulator.settings import Chassis as Settings
 from nicagent.emulator.settings import DirectKernel, FrontPanel, LocalDisk
+from nicagent.emulator.slot import slot_disks
 from nicagent.errors import NicagentError
 from nicagent.power.linewire import Direction, Reply, Request, decode_answer, encode
 
