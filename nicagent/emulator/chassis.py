@@ -22,7 +22,7 @@ import msgspec
 from nicagent.emulator.body import CYCLE_GAP, DEBOUNCE, OVERRIDE, Action, Event, Power, Verdict, step
 from nicagent.emulator.card import Card
 from nicagent.emulator.faults import BOUNCE_PERIOD, Fault
-from nicagent.emulator.front import CaptureServer, KeyEvent, KeyServer
+from nicagent.emulator.front import CaptureServer, KeyEvent, serve_keyboard
 from nicagent.emulator.lines import LineBank, LineLog, LineServer, LineSpec
 from nicagent.emulator.netns import Tap
 from nicagent.emulator.qemu import Board, Wires
@@ -145,7 +145,7 @@ class Chassis:
                 await stack.enter_async_context(self.card)
             if self.settings.vnc:
                 await stack.enter_async_context(CaptureServer(self.directory / "capture.sock", self._look))
-                await stack.enter_async_context(KeyServer(self.directory / "keyboard.sock", self._type))
+                await stack.enter_async_context(serve_keyboard(self.directory / "keyboard.sock", self._type))
             worker = asyncio.create_task(self._live(), name=f"chassis {self.settings.name}")
             stack.push_async_callback(self._end, worker)
             await stack.enter_async_context(LineServer(self.bank, self.directory / "lines.sock"))

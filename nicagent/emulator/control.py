@@ -34,6 +34,8 @@ from nicagent.power.linewire import WAVEFORM_LIMIT
 REQUEST_LIMIT = 64 << 10  # bytes of one request
 CLIENT_TIMEOUT = 30.0  # seconds the client waits; cutting mains waits for QEMU to end
 
+More = Callable[[], Mapping[str, object]]
+
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One request; fields that an op does not use are ignored."""
@@ -47,53 +49,44 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     on: bool = True
 
 
-class ControlServer:
-    """`async with` it. `more` adds to what `status` says (the BMC's side of things)."""
+def serve_control(chassis: Chassis, more: More = dict) -> Listener:
+    """The chassis' control socket, `async with` it. `more` adds to what `status` says (the BMC's side)."""
 
-    def __init__(self, chassis: Chassis, more: Callable[[], Mapping[str, object]] = dict) -> None:
-        self._chassis = chassis
-        self._more = more
-        self._listener = Listener(chassis.directory / "control.sock", self._client, limit=REQUEST_LIMIT)
-
-    async def __aenter__(self) -> ControlServer:
-        await self._listener.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._listener.close()
-
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+            writer.write(msgspec.json.encode(await _answer(chassis, more, line)) + b"\n")
             await writer.drain()
 
-    async def _answer(self, line: bytes) -> Mapping[str, object]:
-        try:
-            return {"ok": True, "data": await self._do(msgspec.json.decode(line, type=Request))}
-        except msgspec.DecodeError as error:
-            return {"ok": False, "error": f"not a request: {error}"}
-        except NicagentError as error:
-            return {"ok": False, "error": str(error)}
+    return Listener(chassis.directory / "control.sock", client, limit=REQUEST_LIMIT)
 
-    async def _do(self, request: Request) -> object:
-        chassis = self._chassis
-        match request.op:
-            case "status":
-                return {**chassis.status(), **self._more()}
-            case "fault":
-                chassis.set_fault(*faults.parse(request.fault or "", request.value))
-            case "clear":
-                named = None if request.fault is None else faults.parse(request.fault, 1)[0]
-                chassis.clear_fault(named)
-            case "waveform":
-                return chassis.bank.waveform(request.line, request.since, min(request.limit, WAVEFORM_LIMIT))
-            case "history":
-                return [dataclasses.asdict(each) for each in chassis.history]
-            case "disks":
-                return await chassis.disks()
-            case "mains":
-                return await chassis.mains(request.on, "control socket")
-        return {str(fault): value for fault, value in chassis.faults.items()}
+
+async def _answer(chassis: Chassis, more: More, line: bytes) -> Mapping[str, object]:
+    try:
+        return {"ok": True, "data": await _do(chassis, more, msgspec.json.decode(line, type=Request))}
+    except msgspec.DecodeError as error:
+        return {"ok": False, "error": f"not a request: {error}"}
+    except NicagentError as error:
+        return {"ok": False, "error": str(error)}
+
+
+async def _do(chassis: Chassis, more: More, request: Request) -> object:
+    match request.op:
+        case "status":
+            return {**chassis.status(), **more()}
+        case "fault":
+            chassis.set_fault(*faults.parse(request.fault or "", request.value))
+        case "clear":
+            named = None if request.fault is None else faults.parse(request.fault, 1)[0]
+            chassis.clear_fault(named)
+        case "waveform":
+            return chassis.bank.waveform(request.line, request.since, min(request.limit, WAVEFORM_LIMIT))
+        case "history":
+            return [dataclasses.asdict(each) for each in chassis.history]
+        case "disks":
+            return await chassis.disks()
+        case "mains":
+            return await chassis.mains(request.on, "control socket")
+    return {str(fault): value for fault, value in chassis.faults.items()}
 
 
 class ChassisControl:

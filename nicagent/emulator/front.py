@@ -48,21 +48,10 @@ def changes(before: frozenset[str], now: frozenset[str]) -> list[KeyEvent]:
     return [(key, False) for key in sorted(before - now)] + [(key, True) for key in down]
 
 
-class KeyServer:
-    """`async with` it: takes reports on a unix socket for as long as the chassis stands there."""
+def serve_keyboard(path: Path, type_: Callable[[Sequence[KeyEvent]], Awaitable[None]]) -> Listener:
+    """Takes reports on a unix socket, `async with` it."""
 
-    def __init__(self, path: Path, type_: Callable[[Sequence[KeyEvent]], Awaitable[None]]) -> None:
-        self._type = type_
-        self._listener = Listener(path, self._client)
-
-    async def __aenter__(self) -> KeyServer:
-        await self._listener.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._listener.close()
-
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held: frozenset[str] = frozenset()
         while True:
             report = await reader.readexactly(REPORT)
@@ -70,8 +59,10 @@ class KeyServer:
                 continue
             now = names(report)
             if events := changes(held, now):
-                await self._type(events)
+                await type_(events)
             held = now
+
+    return Listener(path, client)
 
 
 class CaptureServer:

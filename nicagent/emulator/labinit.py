@@ -17,7 +17,7 @@ import msgspec
 from nicagent import proc
 from nicagent.emulator.bmclink import BmcUnit
 from nicagent.emulator.chassis import Chassis, chassis_directory
-from nicagent.emulator.control import ControlServer
+from nicagent.emulator.control import serve_control
 from nicagent.emulator.lab import ERROR, JOB, Failure, Job
 from nicagent.emulator.netns import NETNS_DIR
 from nicagent.emulator.settings import Cable, Lab
@@ -83,9 +83,9 @@ async def _run(job: Job, run_dir: Path, lifeline: int) -> int:
             )
             if settings.bmc is not None:
                 bmc = await stack.enter_async_context(BmcUnit(chassis, settings.bmc))
-                await stack.enter_async_context(ControlServer(chassis, bmc.status))
+                await stack.enter_async_context(serve_control(chassis, bmc.status))
             else:
-                await stack.enter_async_context(ControlServer(chassis))
+                await stack.enter_async_context(serve_control(chassis))
         if job.command is not None:
             return await _command(job.command, run_dir, stop)
         names = ", ".join(chassis.name for chassis in job.lab.chassis) or "no chassis"

@@ -14,7 +14,9 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Listener:
-    """Serves each client with `serve` from `open` until `close`, which hangs up on all of them."""
+    """Serves each client with `serve` from `open` until `close`, which hangs up on all of them; or as long as
+    an `async with` lasts.
+    """
 
     def __init__(self, path: Path, serve: Serve, *, limit: int = LINE_LIMIT) -> None:
         self._path = path
@@ -38,6 +40,13 @@ class Listener:
             task.cancel()
         if self._clients:
             await asyncio.wait(self._clients)
+
+    async def __aenter__(self) -> Listener:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())

@@ -17,7 +17,7 @@ import pytest
 from nicagent import proc
 from nicagent.emulator.body import Event, Power, Verdict
 from nicagent.emulator.chassis import Chassis
-from nicagent.emulator.control import ChassisControl, ControlServer
+from nicagent.emulator.control import ChassisControl, serve_control
 from nicagent.emulator.faults import Fault
 from nicagent.emulator.settings import Chassis as Settings
 from nicagent.emulator.settings import DirectKernel, FrontPanel, LocalDisk
@@ -313,7 +313,7 @@ async def test_faults_on_the_front_panel(tmp_path: Path) -> None:
 
 
 async def test_control_socket(tmp_path: Path) -> None:
-    async with running(BARE, tmp_path / "bare") as (chassis, hand), ControlServer(chassis):
+    async with running(BARE, tmp_path / "bare") as (chassis, hand), serve_control(chassis):
         control = ChassisControl.of(tmp_path, "bare")
         call = asyncio.to_thread
         status = await call(control.status)
