@@ -65,7 +65,6 @@ _IDS: Mapping[Family, tuple[int, str]] = {
 _OLD: Mapping[int, int] = {0: 107, 1: 169, 3: 171, 4: 172, 5: 173, 6: 195, 8: 224, 15: 311}
 _OLD_IDS = 16
 REGISTRATIONS_MAX = 1024  # per client
-CONNECTION_CLOSED = 362  # the event of procedure 360
 
 Key = bytes | str  # what names an object: a UUID, or a node device's name
 

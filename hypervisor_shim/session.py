@@ -34,7 +34,6 @@ class Session:
     opened: bool = False
     closing: bool = False  # CONNECT_CLOSE was served: hang up after the reply
     keepalive: bool = False
-    wants_close_event: bool = False
     registrations: Registrations = field(default_factory=Registrations)
 
     def identify(self, identity: str) -> None:

@@ -187,12 +187,8 @@ def _domain_capabilities(
     return session.driver.domain_capabilities(emulator, arch, machine, virt_type)
 
 
-def _register_close(session: Session) -> None:
-    session.wants_close_event = True
-
-
-def _unregister_close(session: Session) -> None:
-    session.wants_close_event = False
+def _watch_close(session: Session) -> None:
+    """Accepted, and never told of: what is beneath a driver here is in this process and closes with it."""
 
 
 def _registering(family: Family, key: int | None) -> Callable[[Session, int, tuple[Any, ...] | None], int]:
@@ -285,8 +281,8 @@ ROWS = [
               reply=Record(WideChars(257, counted=True), WideChars(257, counted=True))),
     Procedure(342, "virConnectGetDomainCapabilities", _domain_capabilities, read_only=True, reply=TEXT,
               args=Record(OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, OPTIONAL_TEXT, UINT)),
-    Procedure(360, "virConnectRegisterCloseCallback", _register_close, read_only=True),
-    Procedure(361, "virConnectUnregisterCloseCallback", _unregister_close, read_only=True),
+    Procedure(360, "virConnectRegisterCloseCallback", _watch_close, read_only=True),
+    Procedure(361, "virConnectUnregisterCloseCallback", _watch_close, read_only=True),
     Procedure(105, "virConnectDomainEventRegister", _register_lifecycle, reply=INT, read_only=True),
     Procedure(106, "virConnectDomainEventDeregister", _deregister_lifecycle, reply=INT, read_only=True),
     Procedure(167, "virConnectDomainEventRegisterAny", _register_old, args=Record(INT), read_only=True),

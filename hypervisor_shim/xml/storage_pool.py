@@ -64,7 +64,7 @@ UNSAID = Permissions()
 
 @dataclass(frozen=True, slots=True)
 class PoolDef:
-    """A pool as a client defined it. `uuid_given`: by the client, not made up here."""
+    """A pool as a client defined it."""
 
     name: str
     uuid: bytes
@@ -72,7 +72,6 @@ class PoolDef:
     path: str | None = None
     permissions: Permissions = UNSAID
     source: Element = field(default_factory=lambda: Element("source"), compare=False)
-    uuid_given: bool = False
 
 
 def _xml_error(detail: str, origin: Origin = Origin.STORAGE) -> LibvirtError:
@@ -119,7 +118,7 @@ def parse_pool(xml: str) -> PoolDef:
             raise _xml_error("missing storage pool target path")
         path = sanitised(path)
     permissions = parse_permissions(root.find("target/permissions"))
-    return PoolDef(name, uuid, kind_name, path, permissions, described, bool(given))
+    return PoolDef(name, uuid, kind_name, path, permissions, described)
 
 
 def _source(sent: Element | None, kind_name: str, kind: _Kind, name: str) -> Element:

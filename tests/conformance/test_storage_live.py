@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,9 +104,6 @@ async def until_job(storage: HostStorage, state: JobState, seconds: float = 20) 
         assert time.monotonic() < deadline, f"the job is not {state.value}: {found}"
         assert not found or found[0].state is not JobState.FAILED, f"the job failed: {found}"
         await asyncio.sleep(0.02)
-
-
-Start = Callable[[VolumeFormat], object]
 
 
 async def presented(

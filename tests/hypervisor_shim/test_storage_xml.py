@@ -34,7 +34,6 @@ POOLS = st.builds(
     type=st.just("dir"),
     path=PATHS,
     permissions=RIGHTS,
-    uuid_given=st.just(True),
 )
 VOLUMES = st.builds(
     VolumeDef,

@@ -112,16 +112,6 @@ class ServerBody:
     def light(self, lit: bool) -> None:
         self.bank.drive(LED, 1 if lit == self.active_high else 0, "board")
 
-    async def bounce(self, seconds: float, *, period: float = 0.008) -> None:
-        """A LED contact that chatters, then says what is so."""
-        until = asyncio.get_running_loop().time() + seconds
-        lit = True
-        while asyncio.get_running_loop().time() < until:
-            self.light(lit)
-            lit = not lit
-            await asyncio.sleep(period)
-        self.show()
-
     def edges(self, *offsets: int) -> list[Recorded]:
         """Recorded edges of these lines, or of both buttons."""
         wanted = offsets or (BUTTON, RESET)
