@@ -18,7 +18,7 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.api import ControlFace
 from tests.rig import TESTER, Rig, bodies, domain
 
-COMMANDS = ("serve", "emulate", "hosts", "power", "console", "libvirt", "doctor")
+COMMANDS = ("serve", "emulate", "chassis", "hosts", "power", "console", "libvirt", "doctor")
 CONFIG = """
 [agent]
 state_dir = "{0}/state"
