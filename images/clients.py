@@ -17,7 +17,7 @@ from pathlib import Path
 
 from images.apt import RELEASE, Apt
 from images.setup import VENV, codename, install_packages
-from images.steps import CACHE, ROOT, Failure, digest, make, run
+from images.steps import CACHE, ROOT, Failure, digest, make, run, up_to_date
 
 PACKAGES = ROOT / "images" / "client-packages.txt"
 HOME = CACHE / "clients"
@@ -123,7 +123,7 @@ def install_nova() -> None:
 
 def has_nova() -> bool:
     """Whether it is installed, all of it."""
-    return NOVA_STAMP.exists() and NOVA_STAMP.read_text() == " ".join(NOVA)
+    return up_to_date([NOVA_PYTHON], NOVA_STAMP, " ".join(NOVA))
 
 
 def build_go() -> None:

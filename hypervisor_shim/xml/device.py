@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.xml import graphics
 from hypervisor_shim.xml.domain import parse_domain
-from hypervisor_shim.xml.domain_def import Device, Disk, DomainDef
+from hypervisor_shim.xml.domain_def import REMOVABLE, Device, Disk, DomainDef
 from hypervisor_shim.xml.read import read_document
 from hypervisor_shim.xml.write import write_element
 
@@ -163,10 +163,25 @@ def with_update(definition: DomainDef, device: Device, *, live: bool) -> DomainD
         raise error(Code.INVALID_ARG, f"target {device.name} doesn't exist.")
     old = _the_one(definition, device, live=live)
     new = deepcopy(device.element)
+    if live and device.disk is not None and device.disk.device in REMOVABLE:
+        new = _with_medium(old, new)
     mac, known = new.find("mac"), old.find("mac")
     if device.mac_made_up and mac is not None and known is not None:
         mac.attrib = dict(known.attrib)
     return _replaced(definition, old, new)
+
+
+def _with_medium(drive: Element, wanted: Element) -> Element:
+    """A drive with what the other one holds; of a running domain's nothing else changes."""
+    drive = deepcopy(drive)
+    for tag in ("source", "driver"):
+        held, given = drive.find(tag), wanted.find(tag)
+        if held is not None and (tag == "source" or given is not None):
+            drive.remove(held)
+        if given is not None:
+            drive.insert(0, deepcopy(given))
+    drive.set("type", wanted.get("type", "file"))
+    return drive
 
 
 def _with_graphics(definition: DomainDef, device: Device, *, live: bool) -> DomainDef:

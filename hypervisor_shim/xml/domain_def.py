@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
+REMOVABLE = ("cdrom", "floppy")  # kinds of disks whose medium comes and goes while the drive stays
+
 
 @dataclass(frozen=True, slots=True)
 class Disk:
@@ -31,6 +33,11 @@ class Disk:
     wwn: str | None = None
     boot_order: int | None = None
     iotune: dict[str, int | str] = field(default_factory=dict)  # limits by libvirt's names, and group_name
+
+    @property
+    def empty(self) -> bool:
+        """A drive for media that has none in it."""
+        return self.device in REMOVABLE and not (self.path or self.volume)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,15 +73,18 @@ class MetalDevices(Devices):
             if live and wanted.kind == "graphics":
                 _check_place(self._ground.status(uuid).display, wanted)
             changed = with_update(known, wanted, live=live)
-            if live and changed.disks != known.disks:
+            if live and changed.disks != known.disks and not _medium_moves(known, wanted):
                 raise error(
                     Code.OPERATION_UNSUPPORTED,
-                    f"disk {wanted.name} of a running server cannot become another one; detach it and attach "
-                    "the other, or change its limits with blkdeviotune",
+                    f"disk {wanted.name} of a running server cannot become another one; detach it, or eject "
+                    "a CD, and attach the other, or change its limits with blkdeviotune",
                 )
             return changed
 
         async with self._ground.controller.devices.changing(uuid_text(uuid)):
+            if impact & Impact.LIVE and _medium_moves(self._ground.live(uuid), device):
+                out = device.disk is not None and device.disk.empty
+                await self._check_pluggable(uuid, device, more=0 if out else 1)
             await self._change(caller, uuid, device, impact, edit, f"update {device.kind} {device.name}")
 
     async def detach_alias(self, caller: Caller, uuid: bytes, alias: str, impact: Impact) -> None:
@@ -157,6 +160,14 @@ class MetalDevices(Devices):
             hosts.values(), key=lambda each: (len(mine & {nic.mac for nic in each.nics}), len(each.nics))
         )
         return [nic.mac for nic in ranked[-1].nics] if ranked else []
+
+
+def _medium_moves(known: DomainDef, wanted: Device) -> bool:
+    """Whether a medium goes into an empty drive, or comes out of one: to a server a disk that is plugged."""
+    if wanted.disk is None:
+        return False
+    drive = next((disk for disk in known.disks if disk.target == wanted.disk.target), None)
+    return drive is not None and drive.empty != wanted.disk.empty
 
 
 def _check_place(shown: DisplayBinding | None, wanted: Device) -> None:

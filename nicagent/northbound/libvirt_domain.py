@@ -70,8 +70,9 @@ def to_domain(
         name=definition.name,
         xml=domain_xml.format_domain(definition, secure=True),
         memory_kib=definition.max_mem_kib,
-        vcpus=definition.max_vcpus,
-        disks=tuple(_disk(disk, definition, pools) for disk in definition.disks),
+        vcpus=definition.vcpus,  # not the most that could be plugged: nothing is, on metal
+        # An empty drive is kept in the document; a host is shown a medium once there is one.
+        disks=tuple(_disk(disk, definition, pools) for disk in definition.disks if not disk.empty),
         ports=tuple(_port(number, each, bridges or {}) for number, each in enumerate(definition.interfaces)),
         display=_display(definition.graphics),
         host=_pinned_host(definition),

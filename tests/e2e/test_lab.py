@@ -23,6 +23,7 @@ SUITES = (
     Suite(
         "test_screen.py", "a server's screen is shown to stock viewers", 400, "guest.toml", needs_image=False
     ),
+    Suite("test_clouds.py", "clouds work a server by their own calls", 400, "guest.toml", needs_image=False),
     Suite("test_cold_move.py", "a domain moves cold between two agents", 200, needs_image=False),
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hypervisor_shim.xml.domain import parse_domain
 from nicagent.config import Segment
 from nicagent.errors import NicagentError
 from nicagent.northbound.libvirt_domain import bridges_of, to_domain
+from tests.clients.documents import CLOUDS
 
 PIN = (
     "<metadata><{0}domain xmlns{1}='urn:nicagent:domain:1'><{0}host>metal-2</{0}host>"
@@ -55,3 +58,33 @@ def test_a_tap_of_a_cloud_that_names_no_bridge_may_be_a_segments() -> None:
 def test_a_bridge_of_no_segment_is_refused_with_where_to_list_it() -> None:
     with pytest.raises(NicagentError, match=r"bridge 'br0' is that of no segment.*segments\.NAME\.bridges"):
         to_domain(parse_domain(ON_BRIDGE.format("br0")), {}, {"na-br100": "blue"})
+
+
+@pytest.mark.parametrize(
+    ("cloud", "disks", "vcpus"),
+    [
+        ("zstack", ["vda", "sdb"], 2),
+        ("cloudstack", ["vda"], 2),
+        ("opennebula", ["vda", "hda"], 2),
+        ("terraform", ["vda"], 2),
+    ],
+)
+def test_what_a_cloud_writes_is_a_server(cloud: str, disks: list[str], vcpus: int) -> None:
+    """An empty CD drive is no disk; processors that could be plugged into a VM are none of a server's."""
+    domain = to_domain(parse_domain(CLOUDS[cloud].xml), {"default": Path("/pool")}, {"*": "blue"})
+    assert [disk.target for disk in domain.disks] == disks
+    assert domain.vcpus == vcpus
+    assert domain.ports and domain.display is not None
+
+
+@pytest.mark.parametrize(
+    ("cloud", "why"),
+    [
+        ("nova", "disk vda: type 'network' without a file, block device or volume cannot be exported"),
+        ("zstack-desktop", "disk fda: device 'floppy' has no place on metal"),
+        ("vdsm", "graphics: screens are shown at addresses, not at the address of a network"),
+    ],
+)
+def test_what_a_cloud_writes_and_no_server_has_is_named(cloud: str, why: str) -> None:
+    with pytest.raises(NicagentError, match=why):
+        to_domain(parse_domain(CLOUDS[cloud].xml), {"default": Path("/pool")}, {"*": "blue"})

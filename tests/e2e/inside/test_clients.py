@@ -5,7 +5,6 @@ As in test_errors.py everything is real but the outside world, and no guest OS i
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import urllib.request
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from images.clients import GO_PROGRAM, NOVA_PYTHON, has_nova
+from images.clients import GO_PROGRAM
 from tests.clients.programs import eventually, program, run, running
-from tests.e2e.harness import ROOT, Agent, lab_directory, make_agents
+from tests.e2e.harness import Agent, lab_directory, make_agents
 
-NOVA_WHOLE = ROOT / "tests" / "clients" / "nova_whole.py"
 NIC = "02:00:00:02:00:02"  # of metal-2, see demo.toml
 
 
@@ -80,29 +78,6 @@ def test_a_server_is_installed_watched_edited_cloned_and_removed(agent: Agent, h
     for name in ("web", "web-2"):
         agent.virsh("undefine", name, "--remove-all-storage")
     assert agent.virsh("list", "--all") == "" and ".qcow2" not in agent.virsh("vol-list", "default")
-
-
-@pytest.mark.skipif(not has_nova(), reason="python3 -m images.clients nova installs it")
-@pytest.mark.timeout(300)
-def test_a_whole_nova_builds_stops_reboots_and_deletes_a_server(agent: Agent, home: Path) -> None:
-    """With nova.conf as docs/clouds.md has it."""
-    page = (ROOT / "docs" / "clouds.md").read_text()
-    (home / "nova.conf").write_text(page.partition("```ini\n")[2].partition("```")[0])
-    (home / "image").write_bytes(bytes(1 << 20))
-    uri = agent.uri.replace("nic+", "qemu+")
-    instances = agent.directory / "pool"
-    argv = [NOVA_PYTHON, NOVA_WHOLE, uri, home / "nova.conf", instances, home / "image", NIC]
-    said = json.loads(run(argv, home, seconds=240).splitlines()[-1])
-    running, shut_down = 1, 4  # nova.compute.power_state
-    assert said == {
-        "hypervisor": ["QEMU", "up"],
-        "built": running,
-        "stopped": shut_down,
-        "started": running,
-        "rebooted": running,
-        "paused": running,  # it is refused, and nova goes on
-        "nics": [NIC],
-    }
 
 
 @pytest.mark.skipif(not GO_PROGRAM.exists(), reason="python3 -m images.clients go builds it")
