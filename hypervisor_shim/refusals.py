@@ -32,10 +32,6 @@ _NO_MIGRATION = Refusal(
     "a running domain is not moved: shut it down and move it offline, or define it elsewhere",
 )
 _NO_CONFIDENTIALITY = Refusal(Code.OPERATION_UNSUPPORTED, "launch security is not this server's to measure")
-_NO_BANDWIDTH = Refusal(
-    Code.OPERATION_UNSUPPORTED,
-    "an interface's bandwidth is part of its definition",
-)
 _NO_LABEL = Refusal(Code.NO_SUPPORT, "no security driver labels domains here")
 _NO_GRAPHICS = Refusal(Code.NO_SUPPORT, "no graphics server here has certificates to load again")
 _NO_THROTTLE_GROUP = Refusal(
@@ -63,7 +59,6 @@ _GROUPS: Mapping[Refusal, str] = {
         DomainMigratePrepareTunnel3Params DomainMigratePerform3Params DomainMigrateFinish3Params
         DomainMigrateConfirm3Params DomainMigrateStartPostCopy DomainMigrateGetMaxDowntime""",
     _NO_CONFIDENTIALITY: "DomainGetLaunchSecurityInfo DomainSetLaunchSecurityState NodeGetSEVInfo",
-    _NO_BANDWIDTH: "DomainSetInterfaceParameters DomainGetInterfaceParameters",
     _NO_LABEL: "DomainGetSecurityLabelList",
     _NO_GRAPHICS: "DomainGraphicsReload",
     _NO_THROTTLE_GROUP: "DomainSetThrottleGroup DomainDelThrottleGroup",

@@ -111,6 +111,16 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """How fast a port may go in one direction: bytes a second in the long run, and at `peak` until `burst`
+    bytes have passed; 0: no faster than in the long run, and as few as the kernel can."""
+
+    average: int
+    peak: int = 0
+    burst: int = 0
+
+
+@dataclass(frozen=True)
 class Port:
     """A host's attachment to a segment."""
 
@@ -122,6 +132,8 @@ class Port:
     link: bool = True  # False: it is there and dark
     filter: str | None = None  # by name; None: the guard of every port
     parameters: tuple[tuple[str, tuple[str, ...]], ...] = ()  # values of the filter's variables
+    inbound: Rate | None = None  # what the host receives; None: as fast as it goes
+    outbound: Rate | None = None  # what it sends
 
 
 class Sharing(StrEnum):

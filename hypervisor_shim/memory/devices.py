@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from hypervisor_shim.driver import Caller, DeviceAddedEvent, DeviceRemovedEvent, DomainInfo, Event, Impact
 from hypervisor_shim.driver.devices import Devices
 from hypervisor_shim.errors import Code, error
+from hypervisor_shim.xml.bandwidth import interface_named, merged, with_bandwidth
 from hypervisor_shim.xml.device import (
     alias_of,
     device_by_alias,
@@ -15,7 +16,7 @@ from hypervisor_shim.xml.device import (
     with_update,
     without_device,
 )
-from hypervisor_shim.xml.domain_def import Device, DomainDef
+from hypervisor_shim.xml.domain_def import Bandwidth, Device, DomainDef
 
 
 class Holder(Protocol):
@@ -57,6 +58,21 @@ class MemoryDevices(Devices):
             raise error(Code.OPERATION_UNSUPPORTED, "only a running domain's devices have aliases")
         assert domain.live is not None
         await self.detach(caller, uuid, device_by_alias(domain.live, alias), impact)
+
+    def bandwidth(self, uuid: bytes, interface: str, impact: Impact) -> Bandwidth:
+        domain = self._find(uuid)
+        definition = domain.live if impact & Impact.LIVE else domain.config
+        assert definition is not None
+        return interface_named(definition, interface, {}).bandwidth
+
+    async def set_bandwidth(
+        self, caller: Caller, uuid: bytes, interface: str, given: Mapping[str, int], impact: Impact
+    ) -> None:
+        def changed(known: DomainDef, live: bool) -> DomainDef:
+            one = interface_named(known, interface, {})
+            return with_bandwidth(known, one.mac, merged(one.bandwidth, given))
+
+        self._apply(uuid, impact, changed)
 
     def _apply(self, uuid: bytes, impact: Impact, change: Callable[[DomainDef, bool], DomainDef]) -> Holder:
         """All that is asked, or an error and nothing."""

@@ -12,7 +12,16 @@ from hypervisor_shim.errors import Code, Origin, error
 from hypervisor_shim.xml import graphics as graphics_xml
 from hypervisor_shim.xml import metadata
 from hypervisor_shim.xml.domain_check import check_domain, memory_kib, parse_uuid
-from hypervisor_shim.xml.domain_def import Boot, CharDevice, Disk, DomainDef, FilterRef, Interface
+from hypervisor_shim.xml.domain_def import (
+    Bandwidth,
+    Boot,
+    CharDevice,
+    Disk,
+    DomainDef,
+    FilterRef,
+    Interface,
+    Rate,
+)
 from hypervisor_shim.xml.domain_fill import fill
 from hypervisor_shim.xml.domain_live import Live, add_live
 from hypervisor_shim.xml.domain_shape import DOMAIN
@@ -189,7 +198,36 @@ def _interface(interface: Element) -> Interface:
         virtualport=_get(port, "type"),
         virtualport_parameters={} if parameters is None else dict(parameters.attrib),
         port_id=_get(parameters, "interfaceid"),
+        bandwidth=_bandwidth(interface.find("bandwidth")),
     )
+
+
+def _bandwidth(element: Element | None) -> Bandwidth:
+    if element is None:
+        return Bandwidth()
+    for way in ("inbound", "outbound"):
+        if len(element.findall(way)) > 1:
+            raise error(Code.XML_DETAIL, f"Only one child <{way}> element allowed", origin=Origin.NONE)
+    return Bandwidth(_rate(element.find("inbound")), _rate(element.find("outbound")))
+
+
+def _rate(element: Element | None) -> Rate | None:
+    """A direction without a rate is none."""
+    if element is None:
+        return None
+    if element.get("average") is None and element.get("floor") is None:
+        raise error(Code.XML_DETAIL, "Missing mandatory average or floor attributes", origin=Origin.NONE)
+    if element.get("floor") is not None and element.tag != "inbound":
+        said = "'floor' attribute allowed only in <inbound> element"
+        raise error(Code.CONFIG_UNSUPPORTED, said, origin=Origin.NONE)
+    values = {}
+    for name in ("average", "peak", "burst", "floor"):
+        text = element.get(name, "0").strip()
+        if not (text.isascii() and text.isdigit() and int(text) < 1 << 64):
+            said = f"could not convert bandwidth {name} value '{element.get(name)}'"
+            raise error(Code.CONFIG_UNSUPPORTED, said, origin=Origin.NONE)
+        values[name] = int(text)
+    return Rate(**values) if values["average"] or values["floor"] else None
 
 
 def _char_devices(root: Element, kind: str) -> tuple[CharDevice, ...]:

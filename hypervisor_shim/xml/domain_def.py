@@ -49,6 +49,25 @@ class FilterRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """One direction of an interface: `average`, `peak` and `floor` in kilobytes (1,000 bytes) a second,
+    `burst` in KiB; 0: not said."""
+
+    average: int = 0
+    peak: int = 0
+    burst: int = 0
+    floor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Inbound is what the domain receives. None: as fast as it goes."""
+
+    inbound: Rate | None = None
+    outbound: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """`type` says what `source` names: network → a network, bridge → a bridge, and so on."""
 
@@ -65,6 +84,7 @@ class Interface:
     virtualport: str | None = None  # openvswitch, …
     virtualport_parameters: dict[str, str] = field(default_factory=dict)
     port_id: str | None = None
+    bandwidth: Bandwidth = Bandwidth()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Declarative like storage. An implementation **must**
   own DHCP answers from leaving the agent;
 - hold a port to its own filter as well, where it names one that is more than that (`filters.Filters`), from
   before it opens, and to what that filter says by now once `refilter` returns;
+- hold a port to its rates, each direction for itself, from before it opens;
 - answer the host's DHCP on the agent: the one address of its binding, the segment's MTU;
 - survive the agent: kernel state stays when the agent dies, and is found again.
 
@@ -27,6 +28,7 @@ from nicagent.model import PortBinding, PortStatus
 # that it takes none of the tenant's addresses; the same everywhere, so that a host keeps it when it moves to
 # another agent; and therefore never seen on an overlay. 169.254.169.254 is left to the metadata service.
 RESPONDER = "169.254.169.253"
+RATE_MAX = (1 << 32) - 1  # bytes a second, and of a burst, as tc's messages have them: some 34 Gbit/s
 
 
 _LABEL = re.compile(r"[^A-Za-z0-9-]+")

@@ -23,6 +23,7 @@ from nicagent.network.contract import RESPONDER, bridge_name
 from nicagent.network.guard import Guard, Guards
 from nicagent.network.netlink import Link, Netlink, Vxlan, silence
 from nicagent.network.portfilter import Programs
+from nicagent.network.rates import Rates
 from nicagent.network.record import Found
 
 VXLAN_OVERHEAD = 50  # bytes: Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5)
@@ -65,6 +66,7 @@ class Fabric:
         self._netlink = Netlink()
         self._guards = Guards(overlay)
         self._programs = Programs(filters)
+        self._rates = Rates(self._netlink)
         self._settled: dict[str, Wanted] = {}  # ports that this object has opened, and as what
 
     async def open(self) -> None:
@@ -120,7 +122,7 @@ class Fabric:
             if device not in found:
                 found[device] = Found(link.mtu, link.up)
                 remember()
-            await self._open_port(link, bridge, wanted)
+            await self._open_port(link, bridge, wanted, links)
             self._settled[device] = wanted
 
     async def withdraw(self, ports: Mapping[str, Wanted], found: dict[str, Found]) -> None:
@@ -187,9 +189,11 @@ class Fabric:
                 await self._netlink.change(link, master=0)
         for device in [name for name in found if name not in ports]:
             if (former := links.get(device)) is not None:
+                await self._rates.set(former, None, None, links)
                 await self._restore(former, found[device])
             del found[device]
             self._settled.pop(device, None)
+        await self._rates.forget_others({links[name].index for name in ports if name in links}, links)
 
     async def _restore(self, link: Link, found: Found) -> None:
         # IPv6 stays off: the agent's end of a host's cable must never grow an address by itself.
@@ -268,8 +272,10 @@ class Fabric:
 
     # ── opening ──
 
-    async def _open_port(self, link: Link, bridge: Link, wanted: Wanted) -> None:
+    async def _open_port(self, link: Link, bridge: Link, wanted: Wanted, links: Mapping[str, Link]) -> None:
         silence(link.name)
+        port = wanted.binding.port
+        await self._rates.set(link, port.inbound, port.outbound, links)
         if link.mtu < wanted.segment.mtu:
             await self._netlink.change(link, mtu=wanted.segment.mtu)
         if link.master != bridge.index:

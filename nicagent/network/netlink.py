@@ -32,7 +32,8 @@ _SYSCTL = Path("/proc/sys/net")  # of the calling thread's network namespace
 _HINTS = {
     errno.EPERM: (Kind.UNAVAILABLE, "run the agent as root or give it CAP_NET_ADMIN"),
     errno.EACCES: (Kind.UNAVAILABLE, "run the agent as root or give it CAP_NET_ADMIN"),
-    errno.EOPNOTSUPP: (Kind.UNAVAILABLE, "this kernel lacks it: load the modules bridge and vxlan"),
+    errno.EOPNOTSUPP: (Kind.UNAVAILABLE, "this kernel lacks it: load the modules bridge, vxlan and ifb"),
+    errno.ENOENT: (Kind.UNAVAILABLE, "this kernel lacks it: load sch_htb, sch_ingress, cls_u32, act_mirred"),
     errno.ENODEV: (Kind.NOT_FOUND, "the device has gone: see `ip link`"),
     errno.EBUSY: (Kind.UNAVAILABLE, "the device belongs to something else: see `ip -d link`"),
     errno.EEXIST: (Kind.UNAVAILABLE, "something else made one like it: see `ip -d link`"),
@@ -98,7 +99,8 @@ class Netlink:
             self._ip = None
 
     @property
-    def _route(self) -> AsyncIPRoute:
+    def route(self) -> AsyncIPRoute:
+        """The connection itself, for messages that only one module knows."""
         if self._ip is None:
             raise NicagentError(Kind.INTERNAL, "the network driver is not started", "call start() first")
         return self._ip
@@ -106,20 +108,20 @@ class Netlink:
     async def links(self) -> dict[str, Link]:
         """Every device of this namespace by name."""
         with explained("list network devices"):
-            return {link.name: link async for link in _links(self._route)}
+            return {link.name: link async for link in _links(self.route)}
 
     async def addresses(self) -> dict[int, list[tuple[str, int]]]:
         """IPv4 and IPv6 addresses with their prefix lengths, by the index of the device that has them."""
         found: dict[int, list[tuple[str, int]]] = {}
         with explained("list addresses"):
-            async for item in await self._route.get_addr():
+            async for item in await self.route.get_addr():
                 found.setdefault(int(item["index"]), []).append((item.get("address"), int(item["prefixlen"])))
         return found
 
     async def underlay(self, address: str) -> int | None:
         """Index of the device that has this address, None when no device has it."""
         with explained("list addresses"):
-            async for item in await self._route.get_addr(address=address):
+            async for item in await self.route.get_addr(address=address):
                 return int(item["index"])
         return None
 
@@ -129,7 +131,7 @@ class Netlink:
         Snooping off: without a querier on the segment it would starve groups nobody reports for.
         """
         with explained(f"make the bridge {name}"):
-            await self._route.link(
+            await self.route.link(
                 "add", ifname=name, kind="bridge", address=mac, mtu=mtu, br_mcast_snooping=0, br_stp_state=0
             )
 
@@ -137,7 +139,7 @@ class Netlink:
         """A VXLAN device that learns nothing from the underlay, still down."""
         more = {} if underlay is None else {"vxlan_link": underlay}
         with explained(f"make the VXLAN device {name}"):
-            await self._route.link(
+            await self.route.link(
                 "add",
                 ifname=name,
                 kind="vxlan",
@@ -154,13 +156,13 @@ class Netlink:
         """Set attributes of a device: mtu=1450, state="up", master=index (0: leave it)."""
         words = ", ".join(f"{key} {value}" for key, value in values.items())
         with explained(f"set {words} on {link.name}"):
-            await self._route.link("set", index=link.index, **values)
+            await self.route.link("set", index=link.index, **values)
 
     async def delete(self, link: Link) -> None:
         """Remove a device; that it has gone already is no error."""
         try:
             with explained(f"remove {link.name}"):
-                await self._route.link("del", index=link.index)
+                await self.route.link("del", index=link.index)
         except NicagentError as e:
             if e.kind is not Kind.NOT_FOUND:
                 raise
@@ -168,14 +170,14 @@ class Netlink:
     async def add_address(self, link: Link, address: str) -> None:
         """Give a device a /32 of link scope: no route to anything comes with it. Idempotent."""
         with explained(f"give {link.name} the address {address}"):
-            await self._route.addr(
+            await self.route.addr(
                 "replace", index=link.index, address=address, prefixlen=32, scope=_SCOPE_LINK
             )
 
     async def set_port(self, link: Link, *, learning: bool, unicast_flood: bool) -> None:
         """How the bridge treats this port of it."""
         with explained(f"configure the bridge port {link.name}"):
-            await self._route.brport(
+            await self.route.brport(
                 "set", index=link.index, learning=int(learning), unicast_flood=int(unicast_flood)
             )
 
@@ -185,13 +187,13 @@ class Netlink:
         Sticky, since a merely static entry follows a frame with that MAC that comes in by another port.
         """
         with explained(f"pin {mac} to the bridge port {link.name}"):
-            async for entry in await self._route.fdb("dump", ifindex=link.index):
+            async for entry in await self.route.fdb("dump", ifindex=link.index):
                 old = entry.get("lladdr")
                 pinned = entry["state"] & _NUD_NOARP and not entry["state"] & _NUD_PERMANENT
                 if entry["flags"] & _NTF_SELF or not pinned or old == mac:
                     continue
-                await self._route.fdb("del", ifindex=link.index, lladdr=old, flags=_NTF_MASTER)
-            await self._route.fdb(
+                await self.route.fdb("del", ifindex=link.index, lladdr=old, flags=_NTF_MASTER)
+            await self.route.fdb(
                 "replace",
                 ifindex=link.index,
                 lladdr=mac,
@@ -204,13 +206,13 @@ class Netlink:
         with explained(f"set the peers of {link.name}"):
             have = {
                 entry.get("dst")
-                async for entry in await self._route.fdb("dump", ifindex=link.index)
+                async for entry in await self.route.fdb("dump", ifindex=link.index)
                 if entry.get("lladdr") == FLOOD_MAC and entry.get("dst")
             }
             for peer in sorted(have - peers):
-                await self._route.fdb("del", ifindex=link.index, lladdr=FLOOD_MAC, dst=peer)
+                await self.route.fdb("del", ifindex=link.index, lladdr=FLOOD_MAC, dst=peer)
             for peer in sorted(peers - have):
-                await self._route.fdb("append", ifindex=link.index, lladdr=FLOOD_MAC, dst=peer)
+                await self.route.fdb("append", ifindex=link.index, lladdr=FLOOD_MAC, dst=peer)
 
 
 async def _links(ip: AsyncIPRoute) -> AsyncIterator[Link]:

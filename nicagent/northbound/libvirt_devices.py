@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 from hypervisor_shim.driver import (
@@ -14,6 +14,7 @@ from hypervisor_shim.driver import (
 )
 from hypervisor_shim.driver.devices import Devices
 from hypervisor_shim.errors import Code, error, uuid_text
+from hypervisor_shim.xml.bandwidth import interface_named, merged, with_bandwidth
 from hypervisor_shim.xml.device import (
     alias_of,
     device_by_alias,
@@ -23,10 +24,10 @@ from hypervisor_shim.xml.device import (
     with_update,
     without_device,
 )
-from hypervisor_shim.xml.domain_def import Device, DomainDef
+from hypervisor_shim.xml.domain_def import Bandwidth, Device, DomainDef, Interface
 from hypervisor_shim.xml.write import write_element
 from nicagent.errors import Kind, NicagentError, NotReleased
-from nicagent.model import DisplayBinding, DomainStatus
+from nicagent.model import DisplayBinding, Domain, DomainStatus
 from nicagent.northbound.libvirt_ground import Ground
 from nicagent.northbound.libvirt_words import cause_of, translated
 
@@ -91,6 +92,34 @@ class MetalDevices(Devices):
         if impact & Impact.CONFIG:
             raise error(Code.OPERATION_UNSUPPORTED, "only a running domain's devices have aliases")
         await self.detach(caller, uuid, device_by_alias(self._ground.live(uuid), alias), impact)
+
+    def bandwidth(self, uuid: bytes, interface: str, impact: Impact) -> Bandwidth:
+        return self._interface(uuid, interface, live=bool(impact & Impact.LIVE)).bandwidth
+
+    async def set_bandwidth(
+        self, caller: Caller, uuid: bytes, interface: str, given: Mapping[str, int], impact: Impact
+    ) -> None:
+        ground = self._ground
+
+        def edit(known: DomainDef, *, live: bool) -> Domain:
+            one = self._interface(uuid, interface, live=live)
+            return ground.to_domain(with_bandwidth(known, one.mac, merged(one.bandwidth, given)))
+
+        async with ground.controller.devices.changing(uuid_text(uuid)):
+            with translated():
+                await ground.controller.devices.change(
+                    uuid_text(uuid),
+                    edit(ground.live(uuid), live=True) if impact & Impact.LIVE else None,
+                    edit(ground.persistent(uuid), live=False) if impact & Impact.CONFIG else None,
+                    cause_of(caller, f"bandwidth of {interface}"),
+                )
+
+    def _interface(self, uuid: bytes, name: str, *, live: bool) -> Interface:
+        ground = self._ground
+        if not live:
+            return interface_named(ground.persistent(uuid), name, {})
+        devices = {binding.mac: binding.device for binding in ground.status(uuid).bindings}
+        return interface_named(ground.live(uuid), name, devices)
 
     async def _change(
         self, caller: Caller, uuid: bytes, device: Device, impact: Impact, edit: Edit, why: str

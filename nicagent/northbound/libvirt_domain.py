@@ -39,10 +39,11 @@ from nicagent.model import (
     HostState,
     Limits,
     Port,
+    Rate,
     Sharing,
     VolumeFormat,
 )
-from nicagent.network.contract import bridge_name
+from nicagent.network.contract import RATE_MAX, bridge_name
 
 # One element of this namespace in a definition's <metadata> carries wishes that libvirt has no word for:
 #   <nic:domain xmlns:nic="urn:nicagent:domain:1"><nic:host>metal-1</nic:host><nic:tenant>blue</nic:tenant>
@@ -230,7 +231,28 @@ def _port(number: int, interface: domain_def.Interface, bridges: Mapping[str, st
         interface.link != "down",
         interface.filter.name if interface.filter is not None else None,
         parameters(interface.filter.parameters) if interface.filter is not None else (),
+        _rate(number, interface.bandwidth.inbound),
+        _rate(number, interface.bandwidth.outbound),
     )
+
+
+def _rate(number: int, rate: domain_def.Rate | None) -> Rate | None:
+    """libvirt's kilobyte a second is 1,000 bytes, as tc's `kbps`; of a burst it is 1,024, as tc's `kb`."""
+    if rate is None:
+        return None
+    where = f"interface {number}: bandwidth"
+    if rate.floor:
+        raise NicagentError(
+            Kind.UNSUPPORTED, f"{where}: a port is held to an average and a peak, and promised no floor"
+        )
+    if max(rate.average, rate.peak) * 1000 > RATE_MAX or rate.burst * 1024 > RATE_MAX:
+        raise NicagentError(
+            Kind.UNSUPPORTED,
+            f"{where}: a port goes at most {RATE_MAX // 1000} kilobytes a second, in bursts of "
+            f"{RATE_MAX // 1024} KiB",
+            "leave it unlimited",
+        )
+    return Rate(rate.average * 1000, rate.peak * 1000, rate.burst * 1024)
 
 
 def _display(graphics: Sequence[domain_def.Graphics]) -> Display | None:

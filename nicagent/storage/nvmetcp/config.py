@@ -28,8 +28,9 @@ _NQN = re.compile(r"nqn\.[0-9]{4}-[0-9]{2}\.[^\s\x00]+")
 _ASCII = re.compile(r"[\x20-\x7e]+")
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is not said is not written: a target that an older agent started, and that has a host on it, goes
+    on understanding what this one writes."""
 
 
 class Listen(_Strict, frozen=True):

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -286,3 +287,14 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, r
     content = raw.encode() if isinstance(raw, str) else raw
     with pytest.raises(NicagentError):
         _load(tmp_path_factory.getbasetemp(), content)
+
+
+def test_what_is_not_said_is_not_written_so_that_an_older_target_goes_on_understanding() -> None:
+    """A target outlives the agent that started it, so one of today may serve an agent of tomorrow."""
+    subsystem = config.Subsystem(
+        NQN, "1", (HOST,), (config.Namespace(1, uuid.UUID(int=1), config.FileBackend("/x")),)
+    )
+    written = msgspec.to_builtins(config.TargetConfig((config.Listen("127.0.0.1"),), "/c", (subsystem,)))
+    (told,) = written["subsystems"]
+    assert set(told) == {"nqn", "serial", "hosts", "namespaces"}
+    assert set(told["namespaces"][0]) == {"nsid", "uuid", "backend"}
