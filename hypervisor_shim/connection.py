@@ -33,6 +33,7 @@ from hypervisor_shim.procedures import Entry, Kind, Procedure, Tables
 from hypervisor_shim.session import Session
 from hypervisor_shim.streams import STREAMS_MAX, Stream
 from hypervisor_shim.tls import CONFIRMED, Tls, distinguished_name
+from hypervisor_shim.xdr import XdrError
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
     def _call(self, number: int, serial: int, data: bytes, pos: int, end: int) -> bytes | None:
         entry = self._table.get(number)
         if entry is None:
-            return self._refuse(Program.REMOTE, 1, number, serial, Status.OK)
+            return self._refuse(Program.REMOTE, 1, number, serial, Status.OK, data, pos, end)
         return self._serve(entry, serial, data, pos, end)
 
     def _serve(self, entry: Entry, serial: int, data: bytes, pos: int, end: int) -> bytes | None:
@@ -369,14 +370,22 @@ class Connection(asyncio.BufferedProtocol):
                 entry = self._home.tables.of_other(program, number, self._session)
                 if entry is not None:
                     return self._serve(entry, serial, data, pos + HEADER_SIZE, end)
-            return self._refuse(program, version, number, serial, status)
+            return self._refuse(program, version, number, serial, status, data, pos + HEADER_SIZE, end)
         return None  # replies and events are dropped in silence, as libvirtd does
 
-    def _refuse(self, program: int, version: int, number: int, serial: int, status: int) -> bytes:
+    def _refuse(
+        self, program: int, version: int, number: int, serial: int, status: int,
+        data: bytes, pos: int, end: int,
+    ) -> bytes:  # fmt: skip
         tables = self._home.tables
         refused = tables.refusal(program, version, number, status, self._session)
         if refused.code in (Code.ACCESS_DENIED, Code.OPERATION_DENIED):
-            self._audit(tables.by_program[program][number], "", refused.code)
+            entry = tables.by_program[program][number]
+            try:
+                named = entry.target(data, pos, end)
+            except XdrError:  # no arguments at all, which nobody has looked at yet
+                named = ""
+            self._audit(entry, named, refused.code)
         return packet(program, version, number, Type.REPLY, serial, Status.ERROR, error_body(refused))
 
     # ---- packets out -----------------------------------------------------------------------------

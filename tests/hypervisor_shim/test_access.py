@@ -584,8 +584,23 @@ def test_what_failed_and_what_a_reader_tried_is_in_the_audit(guarded: Guarded) -
         client.open().call(9, domain("web-1", bytes.fromhex(WEB.replace("-", ""))))
     with RawClient(guarded.served.read_only_path) as client:
         client.open().call(9, domain("web-1", bytes.fromhex(WEB.replace("-", ""))))
-    until(lambda: len(guarded.records) >= 2)
-    assert [(r.api, r.code) for r in guarded.records] == [("virDomainCreate", 55), ("virDomainCreate", 29)]
+        assert client.call(12, text("cut short")).code == 29
+    until(lambda: len(guarded.records) >= 3)
+    assert [(r.api, r.target, r.code) for r in guarded.records] == [
+        ("virDomainCreate", f'"web-1" {WEB}', 55),
+        ("virDomainCreate", f'"web-1" {WEB}', 29),
+        ("virDomainDestroy", "", 29),
+    ]
+
+
+def test_whoever_may_change_nothing_at_all_is_named_with_what_he_tried_to_change(guarded: Guarded) -> None:
+    conn = guarded.open("reader")
+    code_of(conn.lookupByName("web-1").destroy)
+    conn.close()
+    until(lambda: guarded.records)
+    assert [(r.caller.identity, r.api, r.target, r.code) for r in guarded.records] == [
+        ("sasl:reader", "virDomainDestroy", f'"web-1" {WEB}', 88)
+    ]
 
 
 def test_a_name_cannot_forge_a_line(guarded: Guarded) -> None:
