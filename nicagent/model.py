@@ -57,6 +57,14 @@ class VolumeFormat(StrEnum):
     QCOW2 = "qcow2"
 
 
+class Preallocation(StrEnum):
+    """How much of a new volume has its place already, in QEMU's words."""
+
+    NONE = "off"
+    METADATA = "metadata"  # qcow2: its tables, so that the first write of a block is no slower than others
+    ALL = "falloc"
+
+
 @dataclass(frozen=True)
 class Cause:
     """Who asked, and why. Every transition and every edge on a line carries one."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nicagent.errors import Kind, NicagentError, Thing
-from nicagent.model import Cause, Disk, VolumeFormat
+from nicagent.model import Cause, Disk, Preallocation, VolumeFormat
 from nicagent.pools import Pools
 from nicagent.storage import imagelock, reshape, volume
 from nicagent.storage.pool import Backing, DirectoryPool, PoolInfo, Volume, told
@@ -37,7 +37,7 @@ class VolumeWish:
     capacity: int
     format: VolumeFormat
     backing: tuple[Path, VolumeFormat | None] | None = None
-    preallocate: bool = False
+    preallocate: Preallocation = Preallocation.NONE
     mode: int | None = None
     owner: int = -1
     group: int = -1

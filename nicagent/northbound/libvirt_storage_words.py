@@ -10,7 +10,7 @@ from hypervisor_shim.driver.storage import PoolInfo, StartFlags, VolumeCreateFla
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.xml.storage_pool import Permissions, PoolDef
 from hypervisor_shim.xml.storage_volume import Timestamps, VolumeDef
-from nicagent.model import VolumeFormat
+from nicagent.model import Preallocation, VolumeFormat
 from nicagent.pools import PoolRecord
 from nicagent.volumes import Volume, VolumeWish
 
@@ -93,10 +93,14 @@ def wish_of(definition: VolumeDef, flags: VolumeCreateFlags) -> VolumeWish:
             raise unsupported(why)
     assert form is not None
     capacity = definition.capacity or 0
-    if form is VolumeFormat.RAW:
-        whole = definition.allocation is None or definition.allocation >= capacity
+    whole = definition.allocation is None or definition.allocation >= capacity
+    asked = form is VolumeFormat.RAW or bool(flags & VolumeCreateFlags.PREALLOC_METADATA)
+    if asked and whole:
+        allocated = Preallocation.ALL
+    elif asked and form is VolumeFormat.QCOW2:
+        allocated = Preallocation.METADATA
     else:
-        whole = bool(flags & VolumeCreateFlags.PREALLOC_METADATA)
+        allocated = Preallocation.NONE
     backing = None
     if definition.backing is not None:
         base = definition.backing
@@ -110,7 +114,7 @@ def wish_of(definition: VolumeDef, flags: VolumeCreateFlags) -> VolumeWish:
         capacity,
         form,
         backing,
-        preallocate=whole,
+        preallocate=allocated,
         mode=rights.mode,
         owner=-1 if rights.owner is None else rights.owner,
         group=-1 if rights.group is None else rights.group,

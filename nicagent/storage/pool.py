@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nicagent import proc
 from nicagent.errors import Kind, NicagentError, Thing
-from nicagent.model import VolumeFormat
+from nicagent.model import Preallocation, VolumeFormat
 from nicagent.storage import volume
 from nicagent.threads import in_thread
 
@@ -129,7 +129,7 @@ class DirectoryPool:
         *,
         format: VolumeFormat | None = None,
         backing: Backing | None = None,
-        preallocate: bool = False,
+        preallocate: Preallocation = Preallocation.NONE,
         mode: int = 0o600,
         owner: int = -1,
         group: int = -1,
@@ -270,10 +270,10 @@ def format_of(name: str) -> VolumeFormat:
     return VolumeFormat.QCOW2 if name.endswith(QCOW2_SUFFIX) else VolumeFormat.RAW
 
 
-def _make_raw(path: Path, capacity: int, preallocate: bool) -> None:
+def _make_raw(path: Path, capacity: int, preallocate: Preallocation) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        if preallocate:
+        if preallocate is Preallocation.ALL:
             os.posix_fallocate(descriptor, 0, capacity)
         else:
             os.ftruncate(descriptor, capacity)
@@ -281,13 +281,12 @@ def _make_raw(path: Path, capacity: int, preallocate: bool) -> None:
         os.close(descriptor)
 
 
-async def _make_qcow2(path: Path, capacity: int, backing: Backing | None, preallocate: bool) -> None:
+async def _make_qcow2(path: Path, capacity: int, backing: Backing | None, preallocate: Preallocation) -> None:
     argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
     if backing is not None:
         # -u: the chain is checked already, and qemu-img has no reason to open it.
         argv += ["-u", "-b", str(backing.path), "-F", backing.format.value]
-    if preallocate:
-        argv += ["-o", "preallocation=falloc"]
+    argv += ["-o", f"preallocation={preallocate.value}"]
     await proc.run([*argv, str(path), str(capacity)], timeout=CREATE_SECONDS)
 
 

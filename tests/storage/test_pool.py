@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.model import VolumeFormat
+from nicagent.model import Preallocation, VolumeFormat
 from nicagent.storage.pool import Backing, DirectoryPool
 
 MIB = 1 << 20
@@ -41,10 +41,18 @@ async def failing(work: object) -> NicagentError:
 
 async def test_a_raw_volume_is_sparse_unless_asked_otherwise(pool: DirectoryPool) -> None:
     thin = await pool.create("thin", 8 * MIB)
-    thick = await pool.create("thick.img", MIB, preallocate=True)
+    thick = await pool.create("thick.img", MIB, preallocate=Preallocation.ALL)
     assert (thin.format, thin.capacity, thin.allocation) == (VolumeFormat.RAW, 8 * MIB, 0)
     assert (thick.capacity, thick.allocation) == (MIB, MIB)
     assert [volume.name for volume in pool.list()] == ["thick.img", "thin"]
+
+
+async def test_a_qcow2_volume_with_its_tables_alone_keeps_the_disks_room(pool: DirectoryPool) -> None:
+    """virt-install asks for it: a disk of 20 GiB must not fill the pool."""
+    made = await pool.create("tables.qcow2", 64 * MIB, preallocate=Preallocation.METADATA)
+    assert made.capacity == 64 * MIB and made.allocation < MIB
+    full = await pool.create("full.qcow2", 8 * MIB, preallocate=Preallocation.ALL)
+    assert full.allocation >= 8 * MIB
 
 
 async def test_a_qcow2_volume_stands_on_its_backing_file(pool: DirectoryPool) -> None:
@@ -118,17 +126,17 @@ async def test_a_forged_file_does_not_hide_the_others(pool: DirectoryPool) -> No
 @pytest.mark.root
 @pytest.mark.parametrize("name", ["big", "big.qcow2"])
 async def test_a_full_disk_is_told_and_leaves_nothing_half_done(small: DirectoryPool, name: str) -> None:
-    error = await failing(small.create(name, 64 * MIB, preallocate=True))
+    error = await failing(small.create(name, 64 * MIB, preallocate=Preallocation.ALL))
     assert error.kind is Kind.NO_SPACE, str(error)
     assert "small" in str(error) and "MiB are free" in str(error)
     assert list(small.path.iterdir()) == []
-    assert (await small.create("fits", MIB, preallocate=True)).allocation == MIB
+    assert (await small.create("fits", MIB, preallocate=Preallocation.ALL)).allocation == MIB
 
 
 @pytest.mark.root
 async def test_info_is_that_of_the_file_system(small: DirectoryPool) -> None:
     before = small.info()
-    await small.create("disk", MIB, preallocate=True)
+    await small.create("disk", MIB, preallocate=Preallocation.ALL)
     after = small.info()
     assert before.capacity == after.capacity == 2 * MIB
     assert before.available - after.available == after.allocation - before.allocation == MIB
