@@ -20,6 +20,15 @@ from nicagent.store import Store
 from tests.fakes import Body, BodyDisplays, BodyNetwork, BodyPower, BodyStorage
 
 TESTER = Cause("a tester", "the test asks")
+#: What `nicagent serve` needs at the least; `{0}` is a directory of its own.
+ONE_HOST = """
+[agent]
+state_dir = "{0}/state"
+run_dir = "{0}/run"
+[hosts.metal-1]
+power = {{driver = "gpio", pins = "socket:{0}/lines"}}
+storage = {{transport = "virtio", slot = "{0}/slot"}}
+"""
 NAMESPACE = uuid.UUID("8d3f3c52-7f5e-4ba7-9c1b-3f1f6d0c0001")
 
 

@@ -16,17 +16,9 @@ import pytest
 from nicagent import cli
 from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.api import ControlFace
-from tests.rig import TESTER, Rig, bodies, domain
+from tests.rig import ONE_HOST, TESTER, Rig, bodies, domain
 
 COMMANDS = ("serve", "emulate", "chassis", "hosts", "power", "console", "libvirt", "doctor")
-CONFIG = """
-[agent]
-state_dir = "{0}/state"
-run_dir = "{0}/run"
-[hosts.metal-1]
-power = {{driver = "gpio", pins = "socket:{0}/lines"}}
-storage = {{transport = "virtio", slot = "{0}/slot"}}
-"""
 
 
 def nicagent(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -98,7 +90,7 @@ def test_mains_are_not_switched_by_a_word_that_is_neither_on_nor_off() -> None:
 
 def test_a_wrong_config_is_a_sentence_and_2(tmp_path: Path) -> None:
     file = tmp_path / "nicagent.toml"
-    file.write_text(CONFIG.format(tmp_path) + "memory_mb = 1\n")
+    file.write_text(ONE_HOST.format(tmp_path) + "memory_mb = 1\n")
     for command in ("serve", "doctor", "hosts"):
         done = nicagent(command, "--config", str(file))
         assert done.returncode == 2
@@ -188,7 +180,7 @@ async def test_a_reader_that_has_seen_enough_is_no_error(agent: tuple[Rig, str])
 
 def test_doctor_is_1_when_something_is_broken_and_says_it_in_json_too(tmp_path: Path) -> None:
     file = tmp_path / "nicagent.toml"
-    file.write_text(CONFIG.format(tmp_path))
+    file.write_text(ONE_HOST.format(tmp_path))
     done = nicagent("doctor", "--config", str(file))
     assert done.returncode == 1
     assert f"broken\tmetal-1 power\tno lines at {tmp_path}/lines" in done.stdout
@@ -201,7 +193,7 @@ def test_doctor_is_1_when_something_is_broken_and_says_it_in_json_too(tmp_path: 
 def test_an_agent_that_cannot_have_its_places_says_so(tmp_path: Path) -> None:
     file = tmp_path / "nicagent.toml"
     (tmp_path / "run").write_text("a file")
-    file.write_text(CONFIG.format(tmp_path))
+    file.write_text(ONE_HOST.format(tmp_path))
     done = nicagent("serve", "--config", str(file))
     assert done.returncode == 3
     assert "Traceback" not in done.stderr, done.stderr

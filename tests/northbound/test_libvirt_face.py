@@ -22,15 +22,11 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.northbound.libvirt_face import policy
 from tests.e2e.harness import answers
 from tests.hypervisor_shim.serving import RawClient, number, text
+from tests.rig import ONE_HOST
 
-CONFIG = """
-[agent]
-state_dir = "{0}/state"
-run_dir = "{0}/run"
-[hosts.metal-1]
-power = {{driver = "gpio", pins = "socket:{0}/lines"}}
-storage = {{transport = "virtio", slot = "{0}/slot"}}
-[libvirt.tls]
+CONFIG = (
+    ONE_HOST
+    + """[libvirt.tls]
 listen = "127.0.0.1:{1}"
 [libvirt.sasl]
 at = ["tls"]
@@ -43,6 +39,7 @@ who = ["sasl:dora"]
 may = ["operate", "configure"]
 tenants = ["blue"]
 """
+)
 DOMAIN = """
 <domain type='kvm'><name>{0}</name><memory unit='GiB'>1</memory><vcpu>1</vcpu>
 <os><type>hvm</type></os></domain>

@@ -15,17 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import answers
+from tests.rig import ONE_HOST
 
 UNITS = Path(__file__).parents[2] / "images" / "agent"
 SOCKETS = ("nicagent-libvirt.socket", "nicagent-libvirt-ro.socket")
-CONFIG = """
-[agent]
-state_dir = "{0}/state"
-run_dir = "{0}/run"
-[hosts.metal-1]
-power = {{driver = "gpio", pins = "socket:{0}/lines"}}
-storage = {{transport = "virtio", slot = "{0}/slot"}}
-"""
 
 
 def unit(name: str) -> configparser.SectionProxy:
@@ -60,7 +53,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 def test_a_real_agent_serves_the_sockets_of_the_units(tmp_path: Path) -> None:
     """Nobody runs until a client comes, who waits for the agent; each socket is what its unit names it."""
     activate = tool("systemd-socket-activate")
-    (tmp_path / "nicagent.toml").write_text(CONFIG.format(tmp_path))
+    (tmp_path / "nicagent.toml").write_text(ONE_HOST.format(tmp_path))
     places = [tmp_path / Path(unit(name)["ListenStream"]).name for name in SOCKETS]
     names = [unit(name)["FileDescriptorName"] for name in SOCKETS]
     argv = [activate, *(f"--listen={place}" for place in places), f"--fdname={':'.join(names)}"]
