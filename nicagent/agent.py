@@ -37,7 +37,7 @@ from nicagent.keyring import Keyring
 from nicagent.model import Disk, Export, Initiator, Transport
 from nicagent.network.contract import NetworkDriver
 from nicagent.northbound.api import ControlFace
-from nicagent.northbound.libvirt import Hosts
+from nicagent.northbound.libvirt import Hosts, MetalDriver
 from nicagent.northbound.libvirt_control import Front
 from nicagent.northbound.libvirt_face import LibvirtFace
 from nicagent.pools import Pools
@@ -156,9 +156,10 @@ async def _serve(
     volumes = Volumes(pools, functools.partial(running_disks, controller))
     counters = Counters(controller, guests, lambda: pools.directories)
     hosts = Hosts(consoles, guests, counters, _make_front(config, screens, displays))
-    libvirt = LibvirtFace(
-        config, controller, segments, filters, pools, volumes, hosts, host_uuid, sockets, inventories, keyring
+    driver = MetalDriver(
+        config, controller, segments, filters, pools, volumes, hosts, host_uuid, inventories, keyring
     )
+    libvirt = LibvirtFace(config.libvirt, driver, sockets)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

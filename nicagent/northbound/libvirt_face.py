@@ -17,16 +17,8 @@ from hypervisor_shim.sasl import Scram, UserFile
 from hypervisor_shim.server import Server
 from hypervisor_shim.tls import Tls, TlsFiles
 from nicagent import config as settings
-from nicagent.config import Config
-from nicagent.controller import Controller
 from nicagent.errors import Kind, NicagentError
-from nicagent.filters import Filters
-from nicagent.inventories import Inventories
-from nicagent.keyring import Keyring
-from nicagent.northbound.libvirt import Hosts, MetalDriver
-from nicagent.pools import Pools
-from nicagent.segments import Segments
-from nicagent.volumes import Volumes
+from nicagent.northbound.libvirt import MetalDriver
 
 log = logging.getLogger("nicagent.libvirt")
 audit_log = logging.getLogger("nicagent.audit")
@@ -41,28 +33,20 @@ SOCKETS = {
 
 
 class LibvirtFace:
-    """The listeners as the config asks for them. `sockets` that systemd opened stand in for our own."""
+    """The listeners as the config asks for them, in front of a driver that ends with them. `sockets` that
+    systemd opened stand in for our own.
+    """
 
     def __init__(
         self,
-        config: Config,
-        controller: Controller,
-        segments: Segments,
-        filters: Filters,
-        pools: Pools,
-        volumes: Volumes,
-        hosts: Hosts,
-        host_uuid: str,
+        config: settings.Libvirt,
+        driver: MetalDriver,
         sockets: Mapping[str, Sequence[socket.socket]],
-        inventories: Inventories,
-        keyring: Keyring,
     ) -> None:
-        self._config = config.libvirt
+        self._config = config
         self._sockets = sockets
-        self._driver = MetalDriver(
-            config, controller, segments, filters, pools, volumes, hosts, host_uuid, inventories, keyring
-        )
-        self._server = Server(self._driver, policy=policy(config.libvirt), audit=_audit)
+        self._driver = driver
+        self._server = Server(driver, policy=policy(config), audit=_audit)
 
     async def start(self) -> None:
         """Listen. Raises UNAVAILABLE when a place is taken, INVALID when a group or a file is not there."""
