@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import libvirt
+
 from hypervisor_shim.driver import Identity
+
+Call = Callable[[libvirt.virConnect], object]
 
 #: What makes the in-memory driver say of itself what the test driver says.
 LIKE_TEST = Identity(
@@ -59,6 +63,18 @@ class Pair:
         wrong += [f"excused, but the same: {each}" for each in {*(text_differs or {}), *exit_differs} - used]
         return wrong
 
+    def other_answers(self, calls: Mapping[str, Call], excused: Collection[str] = ()) -> list[str]:
+        """Make each call of libvirt-python on both, in order; what differs though it is not excused, and what
+        is excused and does not."""
+        theirs, ours = (libvirt.open(uri) for uri in self.uris())
+        wrong = []
+        for what, call in calls.items():
+            expected, got = _answer(call, theirs), _answer(call, ours)
+            if (expected != got) is not (what in excused):
+                wrong.append(f"{what}: libvirtd {expected}, ours {got}")
+        theirs.close(), ours.close()
+        return wrong
+
 
 def virsh(uri: str, command: str) -> tuple[int, str]:
     """Exit code and words of one command; what is of the moment (times, the URI) is masked."""
@@ -72,3 +88,13 @@ def virsh(uri: str, command: str) -> tuple[int, str]:
     shown = re.sub(r"CPU time: .*", "CPU time: -", done.stdout + done.stderr)
     shown = re.sub(r"(<creationTime>)[0-9]+", r"\1-", shown)
     return done.returncode, shown.replace(uri, "URI")
+
+
+def _answer(call: Call, conn: libvirt.virConnect) -> object:
+    """Its value, or the error's code and sentence (each driver signs with its own name)."""
+    try:
+        return call(conn)
+    except libvirt.libvirtError as refused:
+        if refused.get_error_code() == libvirt.VIR_ERR_XML_DETAIL:
+            return refused.get_error_code()
+        return refused.get_error_code(), refused.get_error_message()

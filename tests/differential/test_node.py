@@ -91,21 +91,5 @@ CALLS: dict[str, Callable[[libvirt.virConnect], object]] = {
 
 
 def test_calls_get_libvirtds_answers(pair: Pair) -> None:
-    theirs, ours = (libvirt.open(uri) for uri in pair.uris())
-    wrong = []
-    for what, call in CALLS.items():
-        expected, got = (_answer(call, conn) for conn in (theirs, ours))
-        if expected != got:
-            wrong.append(f"{what}: libvirtd {expected}, ours {got}")
-    theirs.close(), ours.close()
+    wrong = pair.other_answers(CALLS)
     assert not wrong, "\n".join(wrong)
-
-
-def _answer(call: Callable[[libvirt.virConnect], object], conn: libvirt.virConnect) -> object:
-    """Its value, or the error's code and sentence (each driver signs with its own name)."""
-    try:
-        return call(conn)
-    except libvirt.libvirtError as refused:
-        if refused.get_error_code() == libvirt.VIR_ERR_XML_DETAIL:
-            return refused.get_error_code()
-        return refused.get_error_code(), refused.get_error_message()

@@ -8,7 +8,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from tests.differential.pair import Pair
+from tests.differential.pair import Call, Pair
 from tests.differential.versions import excuses
 
 PORT = """<device>{parent}<capability type='scsi_host'><capability type='fc_host'>
@@ -53,17 +53,7 @@ def test_virsh_cannot_tell(pair: Pair, tmp_path: Path) -> None:
     assert not (wrong := pair.differences(commands, VIRSH_DIFFERS, EXIT_DIFFERS)), "\n".join(wrong)
 
 
-def answer(call: Callable[[libvirt.virConnect], object], conn: libvirt.virConnect) -> object:
-    """Its value, or the error's code and sentence (each driver signs with its own name)."""
-    try:
-        return call(conn)
-    except libvirt.libvirtError as refused:
-        if refused.get_error_code() == libvirt.VIR_ERR_XML_DETAIL:
-            return refused.get_error_code()
-        return refused.get_error_code(), refused.get_error_message()
-
-
-def create(parent: str, inner: str | None = None) -> Callable[[libvirt.virConnect], object]:
+def create(parent: str, inner: str | None = None) -> Call:
     text = PORT.format(parent=parent) if inner is None else f"<device>{parent}{inner}</device>"
     return lambda conn: conn.nodeDeviceCreateXML(text).XMLDesc()
 
@@ -102,13 +92,7 @@ CALLS: dict[str, Callable[[libvirt.virConnect], object]] = {
 
 
 def test_calls_get_libvirtds_answers(pair: Pair) -> None:
-    theirs, ours = (libvirt.open(uri) for uri in pair.uris())
-    wrong, excused = [], CALLS.keys() & excuses("nodedev").keys()
-    for what, call in CALLS.items():
-        expected, got = answer(call, theirs), answer(call, ours)
-        if (expected != got) is not (what in excused):
-            wrong.append(f"{what}: libvirtd {expected}, ours {got}")
-    theirs.close(), ours.close()
+    wrong = pair.other_answers(CALLS, CALLS.keys() & excuses("nodedev").keys())
     assert not wrong, "\n".join(wrong)
 
 
