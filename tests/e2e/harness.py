@@ -103,6 +103,14 @@ class Agent:
             raise AssertionError(f"virsh {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip() or done.stderr.strip()
 
+    def refused(self, *words: str) -> str:
+        """A virsh command that must fail; what virsh says."""
+        argv = ["virsh", "-q", "-c", self.uri, *words]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=c_locale())
+        assert done.returncode != 0, f"virsh {' '.join(words)} was not refused: {done.stdout}"
+        assert "Traceback" not in done.stderr
+        return (done.stdout + done.stderr).strip()
+
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
         """One `nicagent` command against this agent."""
         return subprocess.run(

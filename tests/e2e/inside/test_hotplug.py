@@ -59,11 +59,7 @@ class Running:
         return self.agent.virsh(*words)
 
     def refused(self, *words: str) -> str:
-        done = subprocess.run(
-            ["virsh", "-q", "-c", self.agent.uri, *words], capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode != 0, f"virsh {' '.join(words)} was not refused"
-        return done.stderr
+        return self.agent.refused(*words)
 
     def root(self, command: str, seconds: float = 60) -> str:
         return self.console.run(f"sudo -n sh -c '{command}'", seconds)

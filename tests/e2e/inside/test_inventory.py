@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.e2e.harness import Agent, c_locale, lab_directory, make_agents
+from tests.e2e.harness import Agent, lab_directory, make_agents
 
 DECLARED = """
 [hosts.metal-2.inventory.system]
@@ -94,14 +93,6 @@ def agent() -> Iterator[Agent]:
             agent.stop()
 
 
-def refused(agent: Agent, *words: str) -> str:
-    """A command that must fail; what virsh says."""
-    argv = ["virsh", "-q", "-c", agent.uri, *words]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=c_locale())
-    assert done.returncode != 0, f"virsh {' '.join(words)} was not refused: {done.stdout}"
-    return done.stdout + done.stderr
-
-
 # ---- the node
 
 
@@ -125,7 +116,7 @@ def test_the_capabilities_are_those_of_the_host(agent: Agent) -> None:
     assert [len(cell.findall("cpus/cpu")) for cell in root.iter("cell")] == [16]
     domain = ElementTree.fromstring(agent.virsh("domcapabilities"))
     assert domain.findtext("os/enum[@name='firmware']/value") == "efi"
-    assert "no host here" in refused(agent, "domcapabilities", "--arch", "s390x")
+    assert "no host here" in agent.refused("domcapabilities", "--arch", "s390x")
 
 
 def test_the_firmware_tables_are_the_hosts(agent: Agent) -> None:
@@ -147,8 +138,8 @@ def test_cpu_models_are_those_that_are_declared(agent: Agent, tmp_path: Path) ->
         assert said in agent.virsh("hypervisor-cpu-compare", str(cpu))
         assert "Icelake-Server" in agent.virsh("cpu-baseline", str(cpu))
     cpu.write_text("<cpu><arch>x86_64</arch><model>Penryn</model></cpu>")
-    assert "incompatible" in refused(agent, "cpu-compare", str(cpu))
-    assert "the CPU is incompatible with host CPU: " in refused(agent, "cpu-compare", str(cpu), "--error")
+    assert "incompatible" in agent.refused("cpu-compare", str(cpu))
+    assert "the CPU is incompatible with host CPU: " in agent.refused("cpu-compare", str(cpu), "--error")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +154,7 @@ def test_cpu_models_are_those_that_are_declared(agent: Agent, tmp_path: Path) ->
     }.items(),
 )
 def test_what_nobody_here_can_know_or_do_is_refused(agent: Agent, command: str, why: str) -> None:
-    said = refused(agent, *command.split())
+    said = agent.refused(*command.split())
     assert "Operation not supported: " in said and why in said
 
 
@@ -206,14 +197,14 @@ def test_a_device_tells_what_is_known_of_it(agent: Agent) -> None:
     disk = ElementTree.fromstring(agent.virsh("nodedev-dumpxml", "block_nvme0n1_S64GNE0"))
     assert disk.findtext("capability/size") == "1920383410176"
     assert "Parent:         pci_0000_3a_00_0" in agent.virsh("nodedev-info", "pci_0000_3b_00_0")
-    assert "Node device not found" in refused(agent, "nodedev-dumpxml", "pci_0000_ff_00_0")
+    assert "Node device not found" in agent.refused("nodedev-dumpxml", "pci_0000_ff_00_0")
 
 
 @pytest.mark.parametrize(
     "command", ["detach", "reattach", "reset", "destroy", "undefine", "start", "autostart"]
 )
 def test_devices_stay_where_they_are_plugged(agent: Agent, command: str) -> None:
-    assert "Operation not supported: " in refused(agent, f"nodedev-{command}", "pci_0000_3b_00_0")
+    assert "Operation not supported: " in agent.refused(f"nodedev-{command}", "pci_0000_3b_00_0")
 
 
 # ---- secrets
@@ -224,7 +215,7 @@ def test_a_secret_is_kept_and_seen_by_nobody(agent: Agent, tmp_path: Path) -> No
     xml.write_text(SECRET)
     value.write_text(KEY)
     agent.virsh("secret-define", str(xml))
-    assert "does not have a value" in refused(agent, "secret-get-value", UUID)
+    assert "does not have a value" in agent.refused("secret-get-value", UUID)
     agent.virsh("secret-set-value", UUID, "--file", str(value), "--plain")
     agent.kill()
     agent.start()
@@ -238,11 +229,11 @@ def test_a_secret_is_kept_and_seen_by_nobody(agent: Agent, tmp_path: Path) -> No
 
     xml.write_text(SECRET.replace("private='no'", "private='yes'"))
     agent.virsh("secret-define", str(xml))
-    assert "Invalid secret: secret is private" in refused(agent, "secret-get-value", UUID)
+    assert "Invalid secret: secret is private" in agent.refused("secret-get-value", UUID)
     xml.write_text(SECRET)
-    assert "cannot change private flag" in refused(agent, "secret-define", str(xml))
+    assert "cannot change private flag" in agent.refused("secret-define", str(xml))
     agent.virsh("secret-undefine", UUID)
-    assert "Secret not found" in refused(agent, "secret-dumpxml", UUID)
+    assert "Secret not found" in agent.refused("secret-dumpxml", UUID)
 
 
 # ---- a host that has told nothing yet
@@ -255,7 +246,7 @@ def test_what_is_wired_is_known_without_a_word_from_the_host() -> None:
         try:
             names = ["computer", "net_nic0_02_00_00_01_00_02", "net_provision_02_00_00_01_00_01"]
             assert agent.virsh("nodedev-list").split() == names
-            assert "are not known" in refused(agent, "sysinfo")
-            assert "metal-1 is not declared" in refused(agent, "cpu-models", "x86_64")
+            assert "are not known" in agent.refused("sysinfo")
+            assert "metal-1 is not declared" in agent.refused("cpu-models", "x86_64")
         finally:
             agent.stop()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Agent, c_locale, domain_xml, lab_directory, make_agents
+from tests.e2e.harness import Agent, domain_xml, lab_directory, make_agents
 from tests.hypervisor_shim.serving import RawClient, number, text
 
 MIB = 1 << 20
@@ -44,14 +44,6 @@ def more(agent: Agent) -> Path:
     agent.virsh("pool-start", "more")
     agent.virsh("pool-autostart", "more")
     return place
-
-
-def refused(agent: Agent, *words: str) -> str:
-    done = subprocess.run(
-        ["virsh", "-q", "-c", agent.uri, *words], capture_output=True, text=True, timeout=60, env=c_locale()
-    )
-    assert done.returncode != 0, f"virsh {' '.join(words)} was not refused"
-    return done.stderr.strip()
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -89,7 +81,7 @@ def test_a_volumes_life(agent: Agent, more: Path, tmp_path: Path) -> None:
     agent.virsh("vol-create-as", "default", "over.qcow2", "16M", "--format", "qcow2", "--backing-vol",
                 str(more / "disk"), "--backing-vol-format", "raw")  # fmt: skip
     agent.virsh("vol-resize", "over.qcow2", "32M", "default")
-    assert "backing file of over.qcow2" in refused(agent, "vol-delete", "disk", "more")
+    assert "backing file of over.qcow2" in agent.refused("vol-delete", "disk", "more")
     agent.virsh("vol-delete", "over.qcow2", "default")
     agent.virsh("vol-download", "copy", str(back), "more")
     assert back.read_bytes() == content.read_bytes()
@@ -98,7 +90,7 @@ def test_a_volumes_life(agent: Agent, more: Path, tmp_path: Path) -> None:
     assert back.read_bytes() == bytes(16 * MIB)
     agent.virsh("vol-delete", "copy", "more")
     assert agent.virsh("vol-list", "more").split() == ["disk", str(more / "disk")]
-    assert "[pools.default]" in refused(agent, "pool-destroy", "default")
+    assert "[pools.default]" in agent.refused("pool-destroy", "default")
     agent.virsh("vol-delete", "disk", "more")
 
 
@@ -169,9 +161,9 @@ def test_a_clients_pool_gives_hosts_their_disks(agent: Agent, more: Path, tmp_pa
     agent.virsh("start", "web")
     try:
         for words in (("vol-delete",), ("vol-resize", "--capacity", "128M"), ("vol-wipe",)):
-            sentence = refused(agent, words[0], "root", "--pool", "more", *words[1:])
+            sentence = agent.refused(words[0], "root", "--pool", "more", *words[1:])
             assert "in use by the running domain web" in sentence, sentence
-        assert "in use by the running domain web" in refused(agent, "pool-destroy", "more")
+        assert "in use by the running domain web" in agent.refused("pool-destroy", "more")
     finally:
         agent.virsh("destroy", "web")
     agent.virsh("vol-delete", "root", "more")

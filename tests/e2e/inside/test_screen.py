@@ -20,7 +20,7 @@ from images.clients import HOME
 from nicagent import client
 from tests.clients.programs import environment, eventually, program, run, running
 from tests.clients.screen import Screen, screen
-from tests.e2e.harness import Agent, c_locale, domain_xml, events, lab_directory, wired_agent
+from tests.e2e.harness import Agent, domain_xml, events, lab_directory, wired_agent
 
 BOARD = "192.0.2.1"  # an address of the agent's board that desks reach
 CONFIG = f"""
@@ -43,12 +43,7 @@ class Place:
         return self.agent.virsh(*words)
 
     def refused(self, *words: str) -> str:
-        done = subprocess.run(
-            ["virsh", "-q", "-c", self.agent.uri, *words],
-            capture_output=True, text=True, timeout=60, env=c_locale(),
-        )  # fmt: skip
-        assert done.returncode != 0, f"virsh {' '.join(words)} was not refused: {done.stdout}"
-        return done.stderr.strip()
+        return self.agent.refused(*words)
 
     def beside(self, *argv: str | Path) -> list[str | Path]:
         """A command on the agent's own board: its loopback is nobody else's."""

@@ -5,7 +5,6 @@ SIGKILL, and what libvirt is told is what the kernel says. No guest OS is booted
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -77,18 +76,6 @@ def file(agent: Agent, text: str) -> str:
     return str(path)
 
 
-def refused(agent: Agent, *words: str) -> str:
-    done = subprocess.run(
-        ["virsh", "-q", "-c", agent.uri, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
-    assert done.returncode != 0, f"virsh {' '.join(words)} was not refused: {done.stdout}"
-    return done.stderr
-
-
 def inside(agent: Agent, *argv: str) -> str:
     done = subprocess.run(
         ["ip", "netns", "exec", agent.name, *argv], capture_output=True, text=True, check=True
@@ -126,12 +113,12 @@ def test_a_network_that_a_client_defines_outlives_a_sigkill(agent: Agent) -> Non
 
 
 def test_what_cannot_be_true_is_refused_with_libvirts_code(agent: Agent) -> None:
-    assert "cannot be stopped" in refused(agent, "net-destroy", "blue")
-    assert "cannot be undefined" in refused(agent, "net-undefine", "blue")
+    assert "cannot be stopped" in agent.refused("net-destroy", "blue")
+    assert "cannot be undefined" in agent.refused("net-undefine", "blue")
     clash = GREEN.replace("green", "red").replace(UUID, UUID[:-1] + "2")
-    assert "VNI 200 is that of network 'green'" in refused(agent, "net-define", file(agent, clash))
+    assert "VNI 200 is that of network 'green'" in agent.refused("net-define", file(agent, clash))
     nat = "<network><name>n</name><forward mode='nat'/><ip address='10.9.0.1' prefix='24'/></network>"
-    assert "cannot be true of a segment" in refused(agent, "net-define", file(agent, nat))
+    assert "cannot be true of a segment" in agent.refused("net-define", file(agent, nat))
     connection = libvirt.open(agent.uri)
     for code, call in (
         (43, lambda: connection.networkLookupByName("nobody")),
@@ -191,7 +178,7 @@ def test_a_domains_port_lease_and_guard_are_what_the_kernel_says(agent: Agent) -
 
     links = {link["ifname"]: link for link in json.loads(inside(agent, "ip", "-j", "link"))}
     assert links["port0"]["master"] == "na-br200" and links["na-br200"]["mtu"] == 1400
-    assert "in use by domain web on metal-2" in refused(agent, "net-destroy", "green")
+    assert "in use by domain web on metal-2" in agent.refused("net-destroy", "green")
 
     counted = agent.directory / "counters"
     counted.write_text(inside(agent, "nft", "list", "table", "bridge", "nicagent"))
@@ -232,10 +219,10 @@ def test_a_filter_of_a_clients_own_holds_the_port_and_follows_its_definition(age
     agent.virsh("start", "held")
     assert MAC in rules() and "10.9.9.9" not in rules()
     assert "value='10.9.9.9'" in agent.virsh("nwfilter-binding-dumpxml", "port0")
-    assert "nwfilter is in use" in refused(agent, "nwfilter-undefine", "vdsm-no-mac-spoofing")
+    assert "nwfilter is in use" in agent.refused("nwfilter-undefine", "vdsm-no-mac-spoofing")
 
     more = "<rule action='drop' direction='out'><tcp dstipaddr='$%s'/></rule>"
-    assert "no value for OTHER" in refused(agent, "nwfilter-define", file(agent, VDSM % (more % "OTHER")))
+    assert "no value for OTHER" in agent.refused("nwfilter-define", file(agent, VDSM % (more % "OTHER")))
     assert "OTHER" not in agent.virsh("nwfilter-dumpxml", "vdsm-no-mac-spoofing")
     agent.virsh("nwfilter-define", file(agent, VDSM % (more % "TO")))
     assert "10.9.9.9" in rules(), "a filter was replaced, and its port does as before"

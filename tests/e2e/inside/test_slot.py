@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nicagent.emulator.control import ChassisControl
-from tests.e2e.harness import Agent, c_locale, configure, domain_xml, events, lab_directory
+from tests.e2e.harness import Agent, configure, domain_xml, events, lab_directory
 
 NAME = "web"
 CONFIG = """
@@ -40,10 +40,7 @@ class Bench:
         return self.agent.virsh(*words)
 
     def refused(self, *words: str) -> str:
-        argv = ["virsh", "-q", "-c", self.agent.uri, *words]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=c_locale())
-        assert done.returncode != 0, f"virsh {' '.join(words)} was not refused"
-        return done.stderr
+        return self.agent.refused(*words)
 
     def volume(self, name: str) -> str:
         path = self.agent.directory / "pool" / name
