@@ -99,7 +99,7 @@ class Bench:
         return self.agent.directory / "pool"
 
     def volume(self, name: str, *backing: str) -> None:
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, self.pool / name]
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(self.pool / name)]
         subprocess.run([*command, *(() if backing else ("64M",))], check=True)
 
     def file(self, text: str | bytes) -> str:
@@ -683,7 +683,8 @@ def test_the_codes_are_libvirts_own(gpio: Bench) -> None:
 
 def test_a_transient_domain_stays_transient(ipmi: Bench) -> None:
     ipmi.virsh("create", ipmi.file(GOOD))
-    assert "transient domains do not have any persistent config" in ipmi.refused("desc", "web2", "hello")
+    told = ipmi.refused("desc", "web2", "--config", "hello")
+    assert "transient domains do not have any persistent config" in told
     ipmi.virsh("destroy", "web2")
     assert ipmi.virsh("list", "--all", "--name") == "web"
 
