@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ async def test_a_pinned_domain_goes_nowhere_else(rig: Rig) -> None:
     ],
 )
 async def test_a_domain_too_big_for_every_host_is_told_what_each_lacks(
-    rig: Rig, wish: dict[str, object], refusal: str
+    rig: Rig, wish: dict[str, Any], refusal: str
 ) -> None:
     await rig.controller.define(domain("big", **wish), TESTER)
     with pytest.raises(NicagentError) as caught:

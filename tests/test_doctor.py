@@ -75,7 +75,7 @@ def test_a_machine_in_order_has_nothing_broken_but_what_is_not_there_yet(tmp_pat
 
 
 def test_a_missing_tool_is_told_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc.shutil, "which", lambda name, path: None)
+    monkeypatch.setattr("nicagent.proc.shutil.which", lambda name, path: None)
     check = look(tmp_path, lab(tmp_path), "qemu-storage-daemon")
     assert check.verdict == "broken"
     assert "apt-get install qemu-system-common qemu-utils" in check.mend

@@ -49,7 +49,8 @@ def test_stop_leads_out_of_everything_that_is_occupied(state: HostState) -> None
     """Whatever has gone wrong, a technician has one verb: STOP, and then only our own DONE."""
     if state is HostState.FREE:
         return
-    here, event = state, Event.STOP
+    here: HostState = state
+    event = Event.STOP
     for _ in range(4):
         here, event = step(here, event).next, Event.DONE
         if here is HostState.FREE:
@@ -122,8 +123,8 @@ def test_every_move_has_a_reason() -> None:
 
 def test_every_path_of_a_run_back_to_free_carries_how_it_ended() -> None:
     """The walk keeps the last ending of the path, as the walker does."""
-    start = (HostState.PREPARING, None)
-    seen: set[tuple[HostState, DomainEvent | None]] = {start}
+    start: tuple[HostState, DomainEvent | None] = (HostState.PREPARING, None)
+    seen = {start}
     queue = deque([start])
     while queue:
         state, ending = queue.popleft()
@@ -132,8 +133,8 @@ def test_every_path_of_a_run_back_to_free_carries_how_it_ended() -> None:
             if row.next is HostState.FREE:
                 assert after[1] is not None, f"a run ends unexplained: {state} on {event}"
             elif after not in seen:
-                seen.add(after)  # type: ignore[arg-type]
-                queue.append(after)  # type: ignore[arg-type]
+                seen.add(after)
+                queue.append(after)
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=40))

@@ -79,7 +79,7 @@ async def test_output_that_is_kept_is_bounded() -> None:
 
 
 async def test_a_missing_tool_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc.shutil, "which", lambda name, path: None)
+    monkeypatch.setattr("nicagent.proc.shutil.which", lambda name, path: None)
     with pytest.raises(NicagentError) as caught:
         await proc.run(["qemu-storage-daemon", "--version"])
     assert caught.value.kind is Kind.UNAVAILABLE

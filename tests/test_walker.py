@@ -528,7 +528,7 @@ async def slow_write(rig: Rig, entered: asyncio.Event, go_on: asyncio.Event) -> 
         await go_on.wait()
         await write(record, **how)  # type: ignore[arg-type]
 
-    rig.store.put_host = put_host  # type: ignore[method-assign,assignment]
+    rig.store.put_host = put_host  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("echo", ["done", "deadline"])
@@ -577,7 +577,7 @@ async def test_an_intent_on_a_full_disk_is_refused_and_nothing_is_done(db: Path)
         async def put_host(record: object, **how: bool) -> None:
             raise NicagentError(Kind.NO_SPACE, "the disk that holds the state is full", "free some space")
 
-        rig.store.put_host = put_host  # type: ignore[method-assign,assignment]
+        rig.store.put_host = put_host  # type: ignore[method-assign]
         with pytest.raises(NicagentError) as refused:
             await rig.controller.destroy(VM.uuid, TESTER)
         assert refused.value.kind is Kind.NO_SPACE
@@ -600,7 +600,7 @@ async def test_a_fact_on_a_full_disk_is_taken_once_there_is_room(
                 raise NicagentError(Kind.NO_SPACE, "the disk that holds the state is full", "free some space")
             await write(record, **how)  # type: ignore[arg-type]
 
-        rig.store.put_host = put_host  # type: ignore[method-assign,assignment]
+        rig.store.put_host = put_host  # type: ignore[method-assign]
         rig.bodies[HOST].set_power(Power.OFF)
         await rig.in_state(HOST, HostState.FREE)
         assert rig.bodies[HOST].untouched
@@ -631,7 +631,7 @@ async def test_the_walker_ends_when_told_while_it_waits_for_an_act_to_end(db: Pa
                 await asyncio.sleep(0.2)  # what a button being released, a process being ended, may take
 
         parts = rig.controller._walkers[HOST].parts
-        parts.storage.present = present  # type: ignore[method-assign,assignment]
+        parts.storage.present = present  # type: ignore[method-assign]
         start = asyncio.create_task(rig.controller.start(VM.uuid, TESTER))
         await rig.in_state(HOST, HostState.PREPARING)
         await asyncio.sleep(0.02)
@@ -651,7 +651,7 @@ async def test_recovery_of_a_running_hosts_disks_is_tried_until_it_works_and_not
     world = bodies()
     async with Rig.live(db, world) as rig:
         await started(rig)
-    world[HOST].exports = []
+    world[HOST].exports = ()
     world[HOST].fail["exports up"] = 3  # the pool is not mounted yet
     async with Rig.live(db, world) as rig:
         await rig.power_known()

@@ -76,10 +76,10 @@ def _measure(uris: dict[str, str], home: Path, runs: int, rates: dict[tuple[str,
         _virsh(uri, "vol-create-as", "bench", "volume", f"{SIZE}M")
     for _ in range(runs * TURNS):
         for who, uri in uris.items():
-            for direction, file in (("upload", content), ("download", back)):
+            for direction, path in (("upload", content), ("download", back)):
                 os.sync()
                 began = time.perf_counter()
-                _virsh(uri, f"vol-{direction}", "volume", str(file), "bench")
+                _virsh(uri, f"vol-{direction}", "volume", str(path), "bench")
                 if direction == "upload":
                     subprocess.run(["sync", home / who / "volume"], check=True)
                 seconds = time.perf_counter() - began

@@ -110,7 +110,7 @@ class Guest:
 
 def overlay(work: Path) -> Path:
     disk = work / "disk.qcow2"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", IMAGE, disk]
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(IMAGE), str(disk)]
     subprocess.run(command, check=True)
     return disk
 

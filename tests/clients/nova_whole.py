@@ -73,7 +73,7 @@ class Nova(integrated_helpers._IntegratedTestBase, integrated_helpers.InstanceHe
         given = configparser.ConfigParser()
         given.read(CONF)
         for group in ("DEFAULT", *given.sections()):
-            options = given.items(group) if group == "DEFAULT" else given._sections[group].items()
+            options = given.items(group) if group == "DEFAULT" else given._sections[group].items()  # type: ignore[attr-defined]
             self.flags(**dict(options), group=None if group == "DEFAULT" else group)
         self.flags(connection_uri=URI, group="libvirt")
         self.flags(

@@ -18,15 +18,15 @@ from images.clients import UNPACKED
 _PLACES = ("usr/bin", "usr/sbin", "bin")
 
 
-def program(name: str) -> Path:
+def program(name: str) -> str:
     """Where an unpacked or installed program is; the test is skipped where it is neither."""
     for place in _PLACES:
         if (path := UNPACKED / place / name).exists():
-            return path
+            return str(path)
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not here; `make test` fetches it, or run: python3 -m images.clients")
-    return Path(found)
+    return found
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:

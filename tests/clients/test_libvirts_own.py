@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,8 +171,8 @@ def test_libvirts_virsh_runs(custom: bool, sources: dict[str, Path | Failure], t
     node = NodeInfo("i986", 8_192_000, cpus=50, mhz=6000, nodes=4, sockets=4, cores=4, threads=2)
 
     def make() -> MemoryDriver:
-        how = {"identity": LIKE_TEST, "uri": "test:///default"}
-        return MemoryDriver(documents, node=node, **how) if custom else MemoryDriver(**how)
+        make = partial(MemoryDriver, identity=LIKE_TEST, uri="test:///default")
+        return make(documents, node=node) if custom else make()
 
     chosen = [run for run in runs(source) if run.custom is custom]
     assert len(chosen) > 20, "libvirt's table is not read as it is written"

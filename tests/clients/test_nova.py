@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from xml.etree import ElementTree
 
 import libvirt
@@ -40,9 +41,7 @@ def test_novas_calls_from_connection_to_deletion(loop: None, agent: Served) -> N
         ),
         (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, lambda *_: None),
     ):
-        nova.must(
-            "domainEventRegisterAny", lambda e=event, c=callback: conn.domainEventRegisterAny(None, e, c, 0)
-        )
+        nova.must("domainEventRegisterAny", partial(conn.domainEventRegisterAny, None, event, callback, 0))
     nova.must("registerCloseCallback", lambda: conn.registerCloseCallback(lambda *_: None, None))
     assert conn.getLibVersion() >= 10_000_000 and conn.getVersion() >= 8_002_002
     nova.must("getType", conn.getType)
@@ -96,8 +95,8 @@ def test_novas_calls_from_connection_to_deletion(loop: None, agent: Served) -> N
         nova.must("resume", guest.resume)
     nova.may("managedSave", lambda: guest.managedSave(0))
     for what, device in (("volume", VOLUME), ("port", PORT)):
-        nova.may(f"attach a {what}", lambda d=device: guest.attachDeviceFlags(d, LIVE_AND_CONFIG))
-        nova.may(f"detach a {what}", lambda d=device: guest.detachDeviceFlags(d, LIVE_AND_CONFIG))
+        nova.may(f"attach a {what}", partial(guest.attachDeviceFlags, device, LIVE_AND_CONFIG))
+        nova.may(f"detach a {what}", partial(guest.detachDeviceFlags, device, LIVE_AND_CONFIG))
 
     # it is stopped and deleted
     if guest.isActive():

@@ -32,7 +32,8 @@ def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) 
     zstack.must("getLibVersion", conn.getLibVersion)
     capabilities = minidom.parseString(conn.getCapabilities())
     host = capabilities.getElementsByTagName("host")[0]
-    assert host.getElementsByTagName("uuid")[0].firstChild.nodeValue, "kvmagent keys its host by this"
+    uuid = host.getElementsByTagName("uuid")[0].firstChild
+    assert uuid is not None and uuid.nodeValue, "kvmagent keys its host by this"
     assert int(host.getElementsByTagName("cells")[0].getAttribute("num")) >= 1
     zstack.must("setKeepAlive", lambda: conn.setKeepAlive(5, 3))
 

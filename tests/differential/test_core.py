@@ -295,7 +295,7 @@ def test_events_as_old_clients_register_for_them(pair: Pair) -> None:
     """105, 106, 167, 168: what clients before 2013 know. The packets are the same, byte for byte."""
     seen: list[list[tuple[int, int, bytes | str]]] = []
     for path in (pair.theirs, pair.ours):
-        answers = []
+        answers: list[tuple[int, int, bytes | str]] = []
         with RawClient(path) as client:
             client.open("test:///default")
 

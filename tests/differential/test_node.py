@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import libvirt
 
@@ -73,8 +74,13 @@ BASELINES: dict[str, list[str]] = {
     "a nameless feature": [cpu("Penryn", "<feature/>")],
 }
 
+
+def _baseline(cpus: list[str], conn: libvirt.virConnect) -> object:
+    return conn.baselineCPU(cpus, 0)
+
+
 CALLS: dict[str, Callable[[libvirt.virConnect], object]] = {
-    **{f"baseline: {name}": lambda c, cpus=cpus: c.baselineCPU(cpus, 0) for name, cpus in BASELINES.items()},
+    **{f"baseline: {name}": partial(_baseline, cpus) for name, cpus in BASELINES.items()},
     "the second cell": lambda c: c.getCellsFreeMemory(1, 4),
     "a cell too far": lambda c: c.getCellsFreeMemory(7, 4),
     "no cells": lambda c: c.getCellsFreeMemory(0, 0),

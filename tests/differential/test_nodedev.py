@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import libvirt
@@ -58,6 +59,14 @@ def create(parent: str, inner: str | None = None) -> Call:
     return lambda conn: conn.nodeDeviceCreateXML(text).XMLDesc()
 
 
+def _of_kind(kind: str, conn: libvirt.virConnect) -> object:
+    return sorted(conn.listDevices(kind, 0))
+
+
+def _by_flag(flag: int, conn: libvirt.virConnect) -> object:
+    return sorted(each.name() for each in conn.listAllDevices(flag))
+
+
 HOST, FC = "<capability type='scsi_host'>{}</capability>", "<capability type='fc_host'/>"
 ON_1 = "<parent>scsi_host1</parent>"
 CALLS: dict[str, Callable[[libvirt.virConnect], object]] = {
@@ -65,13 +74,10 @@ CALLS: dict[str, Callable[[libvirt.virConnect], object]] = {
     "all names": lambda c: sorted(c.listDevices(None, 0)),
     "all": lambda c: sorted(each.name() for each in c.listAllDevices()),
     **{
-        f"of kind {kind}": lambda c, kind=kind: sorted(c.listDevices(kind, 0))
+        f"of kind {kind}": partial(_of_kind, kind)
         for kind in ("system", "scsi_host", "fc_host", "vports", "pci", "bogus")
     },
-    **{
-        f"by flag {bit}": lambda c, bit=bit: sorted(each.name() for each in c.listAllDevices(1 << bit))
-        for bit in range(22)
-    },
+    **{f"by flag {bit}": partial(_by_flag, 1 << bit) for bit in range(22)},
     "parents": lambda c: [c.nodeDeviceLookupByName(n).parent() for n in ("computer", "scsi_host11")],
     "capabilities": lambda c: c.nodeDeviceLookupByName("scsi_host1").listCaps(),
     "on a parent": create(ON_1),

@@ -12,7 +12,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as Terminal
 from rich.table import Table
@@ -131,7 +133,7 @@ def watch_first_read(figure: Figures) -> None:
         time.sleep(0.05)
 
 
-def in_slot(chassis: ChassisControl) -> list[dict]:
+def in_slot(chassis: ChassisControl) -> list[dict[str, Any]]:
     """Counters of the disks in the PCIe slot: the firmware's own flash is one, too, and does not count."""
     return [disk for disk in chassis.disks() if disk["disk"].startswith("slot")]
 
@@ -178,10 +180,10 @@ def shut_down(agent: Agent, name: str) -> None:
     say(name, f"the OS went down and power-good went after {time.monotonic() - since:.1f} s")
 
 
-def in_parallel(work, what: str) -> list:
+def in_parallel(work: Callable[[int], Any], what: str) -> list[Any]:
     """Run `work(0)` and `work(1)` at once; the first failure is raised."""
     say("both", what)
-    results: list = [None, None]
+    results: list[Any] = [None, None]
     failures: list[BaseException] = []
 
     def one(number: int) -> None:

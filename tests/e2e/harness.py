@@ -48,20 +48,13 @@ class Agent:
     def log(self) -> Path:
         return self.directory / "agent.log"
 
+    def beside(self, *argv: str | Path) -> list[str | Path]:
+        """A command on the agent's own board: its loopback is nobody else's."""
+        return ["ip", "netns", "exec", self.name, *argv]
+
     def launch(self) -> None:
         """Start it and do not wait."""
-        argv = [
-            "ip",
-            "netns",
-            "exec",
-            self.name,
-            sys.executable,
-            "-m",
-            "nicagent.cli",
-            "serve",
-            "-c",
-            self.config,
-        ]
+        argv = self.beside(sys.executable, "-m", "nicagent.cli", "serve", "-c", self.config)
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
 

@@ -56,7 +56,7 @@ def test_every_edge_says_when_and_who() -> None:
 def test_waveform_can_be_asked_for_in_parts() -> None:
     lines = bank()
     for level in (1, 0, 1, 0):
-        lines.drive(LED, level, "x")  # type: ignore[arg-type]
+        lines.drive(LED, level, "x")
     assert [e.seq for e in lines.waveform(since=1, limit=2)] == [2, 3]
     assert lines.waveform(BUTTON) == []
 

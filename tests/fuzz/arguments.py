@@ -33,6 +33,7 @@ NAMES = (
     "/default-pool/x", "/dev/null", "x86_64", "i686", "kvm", "hvm", "org.example", "52:54:00:00:00:01",
     *WORDS,
 )  # fmt: skip
+_NAMED: tuple[str | bytes, ...] = ("", "x" * 70, b"\xff")
 UUIDS = (
     TEST_UUID,
     TEST_UUID,
@@ -141,7 +142,7 @@ class Arguments:
 
     def _domain(self, codec: DomainRef) -> bytes:
         source = self._source
-        named = "test" if source.below(4) else source.pick(("", "x" * 70, b"\xff"))
+        named = "test" if source.below(4) else source.pick(_NAMED)
         return domain(named, TEST_UUID if source.below(4) else source.pick(UUIDS), source.pick(_NUMBERS))
 
     def _param(self, codec: TypedParam) -> bytes:

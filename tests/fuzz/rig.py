@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypervisor_shim.access import Policy
-from hypervisor_shim.audit import Audited
+from hypervisor_shim.audit import Audit, Audited
 from hypervisor_shim.connection import Connection, Limits
 from hypervisor_shim.driver import Caller, Driver, Event
 from hypervisor_shim.events import encode
@@ -118,6 +118,10 @@ class _Pipe(asyncio.Transport):
             self._loop.call_soon(self._protocol.connection_lost, None)
 
 
+def _write(record: Audited) -> None:
+    str(record)
+
+
 class Rig:
     """One driver at a time, one table of procedures whose handlers tell when they are entered; clients."""
 
@@ -125,6 +129,7 @@ class Rig:
         self.limits = _LIMITS
         self.partial_bytes = 0
         self.buffer = memoryview(bytearray(256 * 1024))
+        self.audit: Audit = _write
         self.rows: dict[tuple[int, int], Procedure] = {}
         self.tables = self._watched()
         self.world = world or InMemory()
@@ -151,9 +156,6 @@ class Rig:
 
     def gone(self, connection: Connection) -> None:
         self._clients.discard(connection)
-
-    def audit(self, record: Audited) -> None:
-        str(record)
 
     def event(self, event: Event) -> None:
         for encoded in encode(event):

@@ -158,16 +158,16 @@ class Caller:
         buffer = ctypes.create_string_buffer(_BUFFER)
         self._kept.append(buffer)
         if kind == "const unsigned char *":
-            buffer[:16] = UUID
+            ctypes.memmove(buffer, UUID, 16)
         elif kind == "int *":
-            buffer[:1] = b"\1"
+            buffer[0] = b"\1"
         elif kind == "virTypedParameterPtr":  # a name of 80 bytes, the type int, a value
-            buffer[:1], buffer[80:81] = b"x", b"\1"
+            buffer[0], buffer[80] = b"x", b"\1"
         elif kind.startswith(("const char **", "virDomainPtr *")):
             word = ctypes.create_string_buffer(b"x")
             self._kept.append(word)
             first = self._objects["virDomainPtr"] if kind.startswith("vir") else ctypes.addressof(word)
-            buffer[:8] = first.to_bytes(8, "little")
+            ctypes.memmove(buffer, first.to_bytes(8, "little"), 8)
         return c_void_p(ctypes.addressof(buffer))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hypervisor_shim.connection import Limits
 from hypervisor_shim.driver import Driver
@@ -157,7 +157,7 @@ class RawClient:
     def close(self) -> None:
         self.sock.close()
 
-    def __enter__(self) -> RawClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -181,8 +181,8 @@ class RawClient:
 
     def receive(self) -> Answer:
         head = self._take(HEADER_SIZE)
-        size, *words = HEADER.unpack(head)
-        return Answer(*words, self._take(size - HEADER_SIZE))
+        size, program, version, procedure, type_, serial, status = HEADER.unpack(head)
+        return Answer(program, version, procedure, type_, serial, status, self._take(size - HEADER_SIZE))
 
     def _take(self, size: int) -> bytes:
         while len(self._kept) < size:

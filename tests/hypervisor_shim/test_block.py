@@ -61,7 +61,7 @@ class Recorded(Block):
 def served() -> Iterator[Served]:
     libvirt.registerErrorHandler(lambda *_: None, None)
     driver = MemoryDriver()
-    driver.block = Recorded()  # type: ignore[assignment]
+    driver.block = Recorded()
     with TemporaryDirectory(prefix="nic-") as place, serving(driver, Path(place)) as served:
         yield served
 
@@ -74,7 +74,7 @@ def domain(served: Served) -> Iterator[libvirt.virDomain]:
 
 
 def last(served: Served) -> Any:
-    return served.driver.block.asked[-1]  # type: ignore[union-attr]
+    return served.driver.block.asked[-1]
 
 
 def test_sizes_and_speeds_come_in_bytes(served: Served, domain: libvirt.virDomain) -> None:

@@ -25,7 +25,7 @@ def uri() -> Iterator[str]:
         socket = Path(name, "sock")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         # Who runs the tests in the background may have a shell that has SIGINT ignored.
-        argv = ["env", "--default-signal=INT", sys.executable, path, socket]
+        argv = ["env", "--default-signal=INT", sys.executable, str(path), str(socket)]
         with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             try:

@@ -12,7 +12,7 @@ from hypervisor_shim import xdr
 
 ints = st.integers(-(2**31), 2**31 - 1)
 uints = st.integers(0, 2**32 - 1)
-texts = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=200)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
 params = st.one_of(
     st.tuples(texts, st.just(xdr.Tag.INT), ints),
     st.tuples(texts, st.just(xdr.Tag.UINT), uints),

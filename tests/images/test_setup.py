@@ -33,7 +33,7 @@ def test_missing_packages_are_found() -> None:
 def test_without_root_and_sudo_the_exact_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "missing", lambda names: ["fio", "tgt"])
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    monkeypatch.setattr("images.setup.shutil.which", lambda name: None)
     with pytest.raises(steps.Failure) as failure:
         setup.install_packages()
     assert "apt-get update && apt-get install -y --no-install-recommends fio tgt" in str(failure.value)

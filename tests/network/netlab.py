@@ -52,7 +52,7 @@ def _in_thread(work: Callable[[], T]) -> T:
     value, error = outcome[0]
     if error is not None:
         raise error
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _checked(result: int) -> None:

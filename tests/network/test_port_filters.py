@@ -66,7 +66,7 @@ class Frame:
     icmp: int = 8  # type
     opcode: int = 1  # of ARP
 
-    def bytes(self, mark: bytes) -> bytes:
+    def packed(self, mark: bytes) -> bytes:
         head = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in reversed(self.macs))
         return head + struct.pack("!H", self.kind) + self._payload(mark)
 
@@ -337,7 +337,7 @@ class Bridge:
         marks = [f"<{self._sent + number}>".encode() for number in range(len(frames))]
         self._sent += len(frames)
         for frame, mark in zip(frames, marks, strict=True):
-            self._ends[0 if frame.direction == "out" else 1].send(frame.bytes(mark))
+            self._ends[0 if frame.direction == "out" else 1].send(frame.packed(mark))
         heard: set[bytes] = set()
         deadline = time.monotonic() + 5
         while len(heard) + (lost := self.dropped() - before) < len(frames):

@@ -160,7 +160,7 @@ async def test_a_session_ends_with_its_client(face: Face, how: str) -> None:
     if how == "politely":
         await ws.close()
     else:
-        ws._writer.transport.abort()  # type: ignore[union-attr]
+        ws._writer.transport.abort()
     async with asyncio.timeout(5):
         while face.console._sessions:
             face.line.write(b"more output " * 1000)

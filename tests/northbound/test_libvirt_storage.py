@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Agent:
         await volumes.tidy(leftovers)
         driver = self.served.driver
         assert isinstance(driver, MemoryDriver)
-        driver.storage = MetalStorage(pools, volumes, driver._publish)  # type: ignore[assignment]
+        driver.storage = MetalStorage(pools, volumes, driver._publish)
 
     def stop(self) -> None:
         assert self.store is not None
@@ -202,10 +203,7 @@ def test_pools_lie_where_the_config_lets_them(agent: Agent) -> None:
     (agent.home / "roots/link").symlink_to("/etc")
     assert refused(lambda: define(pool_xml(agent, "link")))[0] == libvirt.VIR_ERR_ACCESS_DENIED
     for path in ("relative/x", f"{agent.home}/roots/../../x"):
-        assert (
-            refused(lambda path=path: define(pool_xml(agent, "x", path=path)))[0]
-            == libvirt.VIR_ERR_INVALID_ARG
-        )
+        assert refused(partial(define, pool_xml(agent, "x", path=path)))[0] == libvirt.VIR_ERR_INVALID_ARG
     pool = define(pool_xml(agent, "later"))
     (agent.home / "roots/later").symlink_to("/etc")  # after it was looked at
     assert refused(pool.create)[0] == libvirt.VIR_ERR_ACCESS_DENIED
@@ -340,7 +338,7 @@ def test_a_wiped_volume_is_empty_and_whole(agent: Agent, format: str) -> None:
     assert agent.download(flat) == bytes(2 * MIB)
     assert agent.files() == {"seed", "disk", "flat"}
     for algorithm in (1, 8, 9):
-        assert refused(lambda a=algorithm: volume.wipePattern(a))[0] == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED
+        assert refused(partial(volume.wipePattern, algorithm))[0] == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -423,8 +421,8 @@ def test_an_upload_that_is_no_image_leaves_the_old_one(agent: Agent) -> None:
     before = Path(volume.path()).read_bytes()
     assert "not in qcow2 format" in refused(lambda: agent.upload(volume, b"junk" * MIB))[1]
     outside = agent.home / "forged.qcow2"
-    argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", outside, "1M"]
-    subprocess.run(argv, check=True)
+    argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw"]
+    subprocess.run([*argv, str(outside), "1M"], check=True)
     assert refused(lambda: agent.upload(volume, outside.read_bytes()))[0] == libvirt.VIR_ERR_ACCESS_DENIED
     assert Path(volume.path()).read_bytes() == before
     assert _soon(lambda: agent.files() == {"disk.qcow2"})

@@ -142,7 +142,8 @@ async def test_claiming_and_letting_go_keeps_the_level(level: int) -> None:
 
 
 async def test_the_driver_presses_and_hears_the_led() -> None:
-    chip, told = FakeChip(), []
+    chip = FakeChip()
+    told: list[Power] = []
     driver = driver_on(chip)
     driver.watch(told.append)
     await driver.start()

@@ -18,7 +18,7 @@ from gpiozero.exc import GPIOPinInUse, PinSetInput
 
 from nicagent.emulator.lines import LineBank, LineServer, LineSpec, OnHolderDeath
 from nicagent.errors import Kind, NicagentError
-from nicagent.power.linewire import Recorded
+from nicagent.power.linewire import Level, Recorded
 from nicagent.power.pins_socket import SocketFactory
 
 BUTTON, LED = 23, 24
@@ -44,7 +44,7 @@ class Chassis:
         asyncio.run_coroutine_threadsafe(self._server.__aexit__(), self._loop).result(5)
         self.path.unlink(missing_ok=True)
 
-    def led(self, level: int) -> None:
+    def led(self, level: Level) -> None:
         self._loop.call_soon_threadsafe(self.bank.drive, LED, level, "power-good")
 
     def edges(self, line: int = BUTTON) -> list[Recorded]:

@@ -55,7 +55,7 @@ def agent(home: Path) -> Iterator[Agent]:
     agent = wired_agent(lab_directory(), home)
     text = agent.config.read_text().replace('["tap*"]', '["tap*", "br_zsn0_100"]')
     agent.config.write_text(text + CONFIG)
-    subprocess.run(beside(agent, "ip", "address", "replace", f"{BOARD}/32", "dev", "lo"), check=True)
+    subprocess.run(agent.beside("ip", "address", "replace", f"{BOARD}/32", "dev", "lo"), check=True)
     agent.start()
     eventually(lambda: "unknown" not in agent.cli("hosts").stdout, 20, "its power being read")
     try:
@@ -64,11 +64,6 @@ def agent(home: Path) -> Iterator[Agent]:
         for name in agent.virsh("list", "--name").split():
             agent.virsh("destroy", name, check=False)
         agent.stop()
-
-
-def beside(agent: Agent, *argv: str | Path) -> list[str | Path]:
-    """A command on the agent's own board: its loopback is nobody else's."""
-    return ["ip", "netns", "exec", agent.name, *argv]
 
 
 def volume(path: Path) -> Path:
@@ -97,9 +92,9 @@ def test_kvmagents_calls_start_use_reboot_and_stop_a_server(agent: Agent, home: 
     live = ElementTree.fromstring(vm.XMLDesc(0))
 
     # _wait_for_vm_running: the port of its console is listened at; harden_console guards it by internalId
-    port = live.find("devices/graphics").get("port")
-    assert re.search(rf"0\.0\.0\.0:{port} ", run(beside(agent, "ss", "-Hltn"), home))
-    assert run(beside(agent, "/usr/bin/python3", LOOK, BOARD, port, "hidden"), home).startswith("sees")
+    port = live.find("devices/graphics").get("port", "")
+    assert re.search(rf"0\.0\.0\.0:{port} ", run(agent.beside("ss", "-Hltn"), home))
+    assert run(agent.beside("/usr/bin/python3", LOOK, BOARD, port, "hidden"), home).startswith("sees")
     assert live.findtext("metadata/{http://zstack.org}zstack/{http://zstack.org}internalId") == "12"
 
     # what it looks for is found by the names that it gave
@@ -135,7 +130,7 @@ def test_kvmagents_calls_start_use_reboot_and_stop_a_server(agent: Agent, home: 
         SNAPSHOT,
     )
     assert f"{root.parent}/new.qcow2" in vm.XMLDesc(0)
-    nic = ElementTree.tostring(live.find("devices/interface")).decode()
+    nic = ElementTree.tostring(next(live.iter("interface"))).decode()
     vm.detachDeviceFlags(nic, LIVE)
     eventually(lambda: NIC not in vm.XMLDesc(0), 10, "the port gone")
     vm.attachDeviceFlags(nic, LIVE)
@@ -195,12 +190,12 @@ def test_a_whole_nova_works_a_server_and_shows_its_screen(agent: Agent, home: Pa
     page = (ROOT / "docs" / "clouds.md").read_text()
     for name, kind in (("nova.conf", "ini"), ("policy.yaml", "yaml")):
         (home / name).write_text(page.partition(f"```{kind}\n")[2].partition("```")[0])
-    argv = [NOVA_PYTHON, NOVA_WHOLE, agent.uri.replace("nic+", "qemu+"), home / "nova.conf"]
+    argv: list[str | Path] = [NOVA_PYTHON, NOVA_WHOLE, agent.uri.replace("nic+", "qemu+"), home / "nova.conf"]
     argv += [home / "policy.yaml", agent.directory / "pool", image(home / "image"), NIC]
     with (
         (home / "log").open("w+") as log,
         subprocess.Popen(
-            beside(agent, *argv),
+            agent.beside(*argv),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment(home),
         ) as nova,
     ):  # fmt: skip
@@ -209,7 +204,7 @@ def test_a_whole_nova_works_a_server_and_shows_its_screen(agent: Agent, home: Pa
             first = nova.stdout.readline()
             assert first, f"nova failed:\n{(home / 'log').read_text()[-3000:]}"
             host, port = json.loads(first)["console"]
-            nova.stdin.write(run(beside(agent, "/usr/bin/python3", LOOK, host, str(port)), home) + "\n")
+            nova.stdin.write(run(agent.beside("/usr/bin/python3", LOOK, host, str(port)), home) + "\n")
             nova.stdin.flush()
             rest = nova.stdout.read()
             assert rest, f"nova failed:\n{(home / 'log').read_text()[-3000:]}"

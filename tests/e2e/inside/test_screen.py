@@ -46,8 +46,7 @@ class Place:
         return self.agent.refused(*words)
 
     def beside(self, *argv: str | Path) -> list[str | Path]:
-        """A command on the agent's own board: its loopback is nobody else's."""
-        return ["ip", "netns", "exec", self.agent.name, *argv]
+        return self.agent.beside(*argv)
 
     def look(self, port: int, *password: str, address: str = "127.0.0.1") -> str:
         """What a stock viewer says."""
@@ -180,8 +179,7 @@ def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_left_half_done(place:
         assert "port 5907 at 127.0.0.1 is taken by another program" in place.refused("start", "fixed")
     finally:
         taker.kill()
-        taker.wait()
-        taker.stdout.close()
+        taker.communicate()
     assert place.virsh("domstate", "fixed") == "shut off" and "\tfree\t" in place.state
     place.virsh("start", "fixed")
     assert place.virsh("vncdisplay", "fixed") == "127.0.0.1:7"

@@ -19,6 +19,7 @@ import pytest
 
 from nicagent import client
 from nicagent.emulator.control import ChassisControl
+from nicagent.errors import NicagentError
 from tests.e2e.harness import BOOT_SECONDS, Agent, Console, disk, domain_xml, lab_directory, make_agents
 
 pytestmark = pytest.mark.timeout(2 * BOOT_SECONDS)  # a suite's own bound is in its lab's table
@@ -46,7 +47,7 @@ class Running:
                 self.agent.directory / "run/nicagent.sock", "GET", f"/v1/domains/{self.uuid}/statistics"
             )
             return int(statistics["exports"][0]["write_bytes"] or 0)
-        except (client.NicagentError, IndexError):
+        except (NicagentError, IndexError):
             return 0
 
     def target_pid(self) -> int:
