@@ -13,6 +13,7 @@ import contextlib
 import errno
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 log = logging.getLogger("nicagent.store")
@@ -20,7 +21,18 @@ log = logging.getLogger("nicagent.store")
 SIZE = 1 << 20  # bytes: the stop of several hosts, each some 100 KiB of journal with a long definition
 PLENTY = 4 * SIZE  # bytes free at which the file is made again without being asked for
 
+PROBE = 1 << 16  # bytes
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether nothing more can be written there, for want of room or because a quota is spent."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            os.posix_fallocate(probe.fileno(), 0, PROBE)
+    except OSError as e:
+        return e.errno in _NO_ROOM
+    return False
 
 
 class Reserve:

@@ -34,7 +34,7 @@ from nicagent.model import (
     Initiator,
     PortBinding,
 )
-from nicagent.reserve import Reserve
+from nicagent.reserve import Reserve, is_full
 
 log = logging.getLogger("nicagent.store")
 
@@ -154,7 +154,7 @@ class Store:
             try:
                 result = work(db)
             except sqlite3.OperationalError as e:
-                if not must or e.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                if not must or not _wants_room(e, self._path):
                     raise
                 reserve.lend()
                 result = work(db)
@@ -404,13 +404,19 @@ def _full(path: Path) -> NicagentError:
     )
 
 
+def _wants_room(error: Exception, path: Path) -> bool:
+    """A full disk has a code of SQLite's own; a spent quota is an error of input and output to it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and is_full(path.parent))
+
+
 def _readable(error: Exception, path: Path) -> NicagentError:
     text = str(error)
     if "locked" in text:
         return NicagentError(
             Kind.UNAVAILABLE, f"the state {path} is in use by another nicagent", "stop that one first"
         )
-    if "full" in text:
+    if _wants_room(error, path):
         return _full(path)
     return NicagentError(
         Kind.UNAVAILABLE, f"the state {path} cannot be used: {text}", "check agent.state_dir and its disk"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -302,10 +303,44 @@ asyncio.run({"1": first, "2": second}[sys.argv[2]](Path(sys.argv[1])))
 """
 
 
+#: What makes a full tmpfs say what a file system with a quota says, since not every kernel has one of those.
+QUOTA = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <unistd.h>
+#define REAL(name) ((typeof(name) *)dlsym(RTLD_NEXT, #name))
+#define TOLD(error) ((error) == ENOSPC ? EDQUOT : (error))
+extern int posix_fallocate64(int, off64_t, off64_t);
+
+ssize_t write(int fd, const void *data, size_t size)
+{ ssize_t done = REAL(write)(fd, data, size); if (done < 0) errno = TOLD(errno); return done; }
+
+ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at)
+{ ssize_t done = REAL(pwrite64)(fd, data, size, at); if (done < 0) errno = TOLD(errno); return done; }
+
+int posix_fallocate64(int fd, off64_t at, off64_t size)
+{ return TOLD(REAL(posix_fallocate64)(fd, at, size)); }
+
+int posix_fallocate(int fd, off_t at, off_t size)
+{ return TOLD(REAL(posix_fallocate64)(fd, at, size)); }
+"""
+
+
 @pytest.mark.root
-def test_a_full_disk_is_told_loses_nothing_and_lets_power_be_taken_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_quota", [False, True], ids=["full", "quota-spent"])
+def test_a_full_disk_is_told_loses_nothing_and_lets_power_be_taken_away(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, by_quota: bool
+) -> None:
     """On a small tmpfs in a mount namespace of its own; the agent is killed in between."""
     run = f'{sys.executable} -c "$0" {tmp_path}'
+    if by_quota:
+        if shutil.which("cc") is None:
+            pytest.skip("no C compiler")
+        quota = tmp_path_factory.mktemp("quota") / "quota.so"
+        argv = ["cc", "-x", "c", "-shared", "-fPIC", "-o", str(quota), "-", "-ldl"]
+        subprocess.run(argv, input=QUOTA, text=True, check=True)
+        run = f"LD_PRELOAD={quota} {run}"
     mount = f"mount -t tmpfs -o size=4m tmpfs {tmp_path} && {{ {run} 1; test $? = 137; }} && {run} 2"
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", mount, FULL_DISK], cwd=REPO, capture_output=True, text=True
