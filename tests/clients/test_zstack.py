@@ -1,12 +1,14 @@
-"""The libvirt calls of ZStack's kvmagent (its vm_plugin.py): connection, a machine's life, disks and NICs."""
+"""The libvirt calls of kvmagent of ZStack 5.3 (its vm_plugin.py): connection, a machine's life, disks, NICs."""
 
 from __future__ import annotations
 
 from xml.dom import minidom
 
 import libvirt
+import libvirt_qemu
 
 from tests.clients.documents import CLOUDS
+from tests.clients.programs import eventually
 from tests.clients.sequences import Sequence
 from tests.hypervisor_shim.serving import Served
 
@@ -23,10 +25,12 @@ UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+LIVELY = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+NAME = "vnic12.0"
 
 
 def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) -> None:
-    zstack = Sequence()
+    zstack, seen = Sequence(), []
     conn = libvirt.open(agent.uri)
     zstack.must("getURI", conn.getURI)
     zstack.must("getLibVersion", conn.getLibVersion)
@@ -35,7 +39,16 @@ def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) 
     uuid = host.getElementsByTagName("uuid")[0].firstChild
     assert uuid is not None and uuid.nodeValue, "kvmagent keys its host by this"
     assert int(host.getElementsByTagName("cells")[0].getAttribute("num")) >= 1
-    zstack.must("setKeepAlive", lambda: conn.setKeepAlive(5, 3))
+    for event, callback in (
+        (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lambda c, d, event, detail, o: seen.append((event, detail))),
+        (libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB, lambda *_: None),
+        (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, lambda *_: None),
+    ):
+        zstack.must(
+            "domainEventRegisterAny",
+            lambda e=event, c=callback: conn.domainEventRegisterAny(None, e, c, None),
+        )
+    zstack.must("registerCloseCallback", lambda: conn.registerCloseCallback(lambda *_: None, None))
 
     # start_vm
     document = CLOUDS["zstack"]
@@ -46,6 +59,7 @@ def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) 
         assert unknown.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
     vm = conn.defineXML(document.xml)
     zstack.must("createWithFlags", lambda: vm.createWithFlags(0))
+    eventually(lambda: (libvirt.VIR_DOMAIN_EVENT_STARTED, 0) in seen, 5, "the event of the start")
     assert vm.info()[0] == libvirt.VIR_DOMAIN_RUNNING
     live = minidom.parseString(vm.XMLDesc(0))
     (target,) = (
@@ -78,6 +92,21 @@ def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) 
         ),
         ("blockRebase", lambda: vm.blockRebase("vda", None, 0, 0)),
         ("suspend", vm.suspend),
+        ("diskErrors", vm.diskErrors),
+        ("ioThreadInfo", vm.ioThreadInfo),
+        ("setBlockIoTune", lambda: vm.setBlockIoTune("vda", {"total_bytes_sec": 1 << 20}, LIVE)),
+        ("setInterfaceParameters", lambda: vm.setInterfaceParameters(NAME, {"inbound.average": 128}, LIVE)),
+        ("pinEmulator", lambda: vm.pinEmulator((True, False), LIVE)),
+        ("domainXMLToNative", lambda: conn.domainXMLToNative("qemu-argv", document.xml)),
+        ("qemuMonitorCommand", lambda: libvirt_qemu.qemuMonitorCommand(vm, "info status", 1)),
+        (
+            "coreDumpWithFormat",
+            lambda: vm.coreDumpWithFormat("/var/crash/vm", 1, libvirt.VIR_DUMP_MEMORY_ONLY),
+        ),
+        (
+            "migrateToURI2",
+            lambda: vm.migrateToURI2("qemu+tcp://192.0.2.42/system", None, None, LIVELY, None, 0),
+        ),
         ("screenshot", lambda: vm.screenshot(conn.newStream(), 0)),
     ):
         zstack.may(what, call, _REFUSALS)
