@@ -1,4 +1,4 @@
-"""The libvirt calls of kvmagent of ZStack 5.3 (its vm_plugin.py): connection, a machine's life, disks, NICs."""
+"""The libvirt calls of kvmagent of ZStack 5.3 (vm_plugin.py): connection, a machine's life, disks, NICs."""
 
 from __future__ import annotations
 
