@@ -7,7 +7,7 @@ DEMO        := $(VENV)/nicagent emulate tests/e2e/demo.toml -- $(VENV)/python -m
 PYTEST_ARGS ?=
 SECONDS     ?= 300
 
-.PHONY: help setup clients guest-kernel stage1 image demo test lint bench campaign fuzz procedures clean
+.PHONY: help setup clients guest-kernel stage1 stage1-auth image demo test lint bench campaign fuzz procedures clean
 
 help:
 	@echo "make demo      two emulated servers, driven by virsh, from define to undefine"
@@ -33,6 +33,9 @@ guest-kernel: setup
 stage1: setup
 	@$(PYTHON) -m boot.stage1
 
+stage1-auth: setup
+	@$(PYTHON) -m boot.stage1 auth
+
 image: setup stage1
 	@$(PYTHON) -m images.debian
 
@@ -44,7 +47,7 @@ lint: setup
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-test: setup clients guest-kernel image lint
+test: setup clients stage1-auth image lint
 	$(VENV)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: setup image

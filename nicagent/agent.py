@@ -16,9 +16,10 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from nicagent import exportkeys
 from nicagent.actions import Parts
 from nicagent.config import Config, Host
 from nicagent.console.contract import Displays, Screen
@@ -34,7 +35,7 @@ from nicagent.hostlink.contract import GuestLink
 from nicagent.hostlink.qga import QgaLink
 from nicagent.inventories import Inventories
 from nicagent.keyring import Keyring
-from nicagent.model import Disk, Export, Initiator, Transport
+from nicagent.model import Credentials, Disk, Export, Initiator, Transport
 from nicagent.network.contract import NetworkDriver
 from nicagent.northbound.api import ControlFace
 from nicagent.northbound.libvirt import Hosts, MetalDriver
@@ -97,7 +98,7 @@ async def _serve(
 ) -> None:
     links = provision_links(config)
     inventories = Inventories({name: host.inventory for name, host in config.hosts.items()}, store)
-    keyring = Keyring(store)
+    keyring = Keyring(store, functools.partial(exportkeys.users, config.hosts))
     await inventories.load()
     await keyring.load()
     provisioner = (
@@ -126,21 +127,23 @@ async def _serve(
         initiator = await store.initiator(
             name, functools.partial(identity.initiator, name, host.provision.mac if host.provision else None)
         )
-        boot = (
-            _BootChoices(links[name], host, initiator, provisioner) if provisioner and name in links else None
+        storage = make_storage(
+            name,
+            host.storage,
+            run_dir=run_dir,
+            state_dir=state_dir,
+            address=host.provision.agent_address.partition("/")[0] if host.provision else None,
+            pools=pools.directories,
+            keys=functools.partial(exportkeys.credentials, keyring, name, host.storage),
         )
+        boot = None
+        if provisioner and name in links:
+            boot = _BootChoices(links[name], host, initiator, provisioner, storage.credentials)
         parts[name] = Parts(
             name,
             host,
             make_power(name, host.power),
-            make_storage(
-                name,
-                host.storage,
-                run_dir=run_dir,
-                state_dir=state_dir,
-                address=host.provision.agent_address.partition("/")[0] if host.provision else None,
-                pools=pools.directories,
-            ),
+            storage,
             initiator,
             network,
             boot.set if boot is not None else None,
@@ -201,16 +204,23 @@ class _BootChoices:
     """What a host's firmware finds on its provision link: the boot disk of its run, or nothing."""
 
     def __init__(
-        self, link: ProvisionLink, host: Host, initiator: Initiator, provisioner: Provisioner
+        self,
+        link: ProvisionLink,
+        host: Host,
+        initiator: Initiator,
+        provisioner: Provisioner,
+        credentials: Callable[[], Credentials | None],
     ) -> None:
         self._link = link
         self._host = host
         self._initiator = initiator
         self._provisioner = provisioner
+        self._credentials = credentials
 
     async def set(self, name: str, export: Export | None) -> None:
         choice = None
         if export is not None and self._host.storage.transport is Transport.NVME_TCP:
+            keys = self._credentials()
             choice = BootChoice(
                 link=self._link,
                 kind="nvme-tcp",
@@ -220,6 +230,8 @@ class _BootChoices:
                 hostid=self._initiator.hostid,
                 traddr=self._link.agent_address.partition("/")[0],
                 trsvcid=self._host.storage.port,
+                secret=keys.host if keys is not None else "",
+                controller_secret=keys.controller if keys is not None else "",
             )
         await self._provisioner.choose(name, choice)
 

@@ -78,6 +78,8 @@ class Storage(Strict, frozen=True, kw_only=True):
     slot: str = ""  # virtio: the directory that is the host's PCIe slot
     port: TcpPort = 4420  # nvme-tcp, on the agent's address of the provision link
     discovery_port: TcpPort = 8009
+    secret: str = ""  # nvme-tcp: what the host proves itself with; a libvirt secret, or "fresh"
+    controller_secret: str = ""  # what its exports prove themselves with
 
 
 class Provision(Strict, frozen=True, kw_only=True):
@@ -463,6 +465,7 @@ def _check_host(name: str, host: Host, devices: dict[str, str], wrong: Wrong) ->
     key = f"hosts.{name}"
     if host.storage.transport is Transport.VIRTIO and not host.storage.slot:
         raise wrong(f"{key}.storage.slot", "virtio needs the host's PCIe slot", "set slot to its directory")
+    _check_secrets(f"{key}.storage", host.storage, wrong)
     if host.storage.transport is Transport.NVME_TCP and host.provision is None:
         raise wrong(f"{key}.provision", "nvme-tcp needs a provision link", f"add [{key}.provision]")
     used = [nic.device for nic in host.nics] + ([host.provision.device] if host.provision else [])
@@ -475,6 +478,19 @@ def _check_host(name: str, host: Host, devices: dict[str, str], wrong: Wrong) ->
     if isinstance(host.power, GpioPower):
         _check_lines(key, host.power, wrong)
     _check_inventory(key, host, wrong)
+
+
+def _check_secrets(key: str, storage: Storage, wrong: Wrong) -> None:
+    if storage.secret and storage.transport is not Transport.NVME_TCP:
+        raise wrong(f"{key}.secret", f"{storage.transport.value} is a slot of the host's own", "leave it out")
+    if storage.controller_secret and storage.secret in ("", "fresh"):
+        raise wrong(
+            f"{key}.controller_secret",
+            "exports prove themselves to a host that does so too, and fresh keys are for both already",
+            "name the host's secret, or leave this one out",
+        )
+    if storage.secret and storage.secret == storage.controller_secret:
+        raise wrong(f"{key}.controller_secret", "is the host's own secret", "give each side its own")
 
 
 def _check_inventory(key: str, host: Host, wrong: Wrong) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from nicagent.errors import Kind, NicagentError, Thing
@@ -40,8 +40,10 @@ class Secret:
 class Keyring:
     """Every secret of the agent."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, users: Callable[[Secret], Iterable[str]] = lambda _: ()) -> None:
+        """`users` tells the keys of the config that name a secret."""
         self._store = store
+        self._users = users
         self._secrets: dict[str, Secret] = {}
         self._writing = asyncio.Lock()  # so that no value comes back after its secret was undefined
 
@@ -94,9 +96,15 @@ class Keyring:
             await self._keep(replace(self._known(uuid), value=base64.b64encode(value).decode()))
 
     async def undefine(self, uuid: str) -> None:
-        """Forget a secret and its value. Raises NOT_FOUND."""
+        """Forget a secret and its value. Raises NOT_FOUND, WRONG_STATE for one that a host needs to start."""
         async with self._writing:
-            self._known(uuid)
+            users = ", ".join(self._users(self._known(uuid)))
+            if users:
+                raise NicagentError(
+                    Kind.WRONG_STATE,
+                    f"secret {uuid} is named by {users}; without it the host could not be started",
+                    "take it out of the config first",
+                )
             await self._store.drop_object(_KIND, uuid)
             del self._secrets[uuid]
 

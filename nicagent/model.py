@@ -267,6 +267,14 @@ class Initiator:
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """DH-HMAC-CHAP secrets (DHHC-1:…): what a host proves itself with, and what its exports do."""
+
+    host: str = field(repr=False)
+    controller: str = field(default="", repr=False)  # empty: the exports prove nothing
+
+
+@dataclass(frozen=True)
 class ExportStatus:
     """Counters of one export since it came up. `None` means not known, never zero."""
 

@@ -170,6 +170,15 @@ def test_a_segment_with_its_overlay() -> None:
         ("hosts = ", "not valid TOML"),
         (HOST.replace(', slot = "/run/slots/metal-1"', ""), "hosts.metal-1.storage.slot: virtio needs"),
         (HOST.replace("virtio", "nvme-tcp"), "hosts.metal-1.provision: nvme-tcp needs a provision link"),
+        (
+            HOST.replace("slot =", "secret = 'x', slot ="),
+            "secret: virtio is a slot of the host's own",
+        ),
+        (NVME.replace('"nvme-tcp"', '"nvme-tcp", controller_secret = "x"'), "to a host that does so too"),
+        (
+            NVME.replace('"nvme-tcp"', '"nvme-tcp", secret = "x", controller_secret = "x"'),
+            "host's own secret",
+        ),
         (NVME + "nics = [{device = 'prov1', mac = '52:54:00:aa:00:01'}]", "netdev prov1 is wired twice"),
         (NVME.replace("mac =", "host_address = '172.31.0.9', mac ="), "172.31.0.9 is no other address of"),
         (NVME.replace("mac =", "host_address = '172.31.0.1', mac ="), "172.31.0.1 is no other address of"),

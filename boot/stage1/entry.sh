@@ -2,6 +2,7 @@
 # Everything here reads the tenant's disk on the tenant's machine: nothing is trusted, nothing is executed.
 
 HERE=${HERE:-/nicagent}
+DISK=${DISK:-/disk} # its file systems are mounted below
 
 # boot_entry MOUNTPOINT: prints the default entry ("linux …", "initrd …", "options …"), status 1 when there is none.
 boot_entry() {
@@ -75,4 +76,20 @@ module_files() {
 				if (!seen[of[name]]++) print of[name]
 			}
 		}' "$dir/modules.builtin" "$dir/modules.dep"
+}
+
+# on_disk PATH…: where a path of the boot entry, or one below a root, really lies
+on_disk() {
+	for dir in "$DISK"/*; do
+		for path; do
+			[ -e "$dir$path" ] && { echo "$dir$path"; return 0; }
+		done
+	done
+	return 1
+}
+
+# can_prove_itself VERSION: whether the disk's kernel has an initiator that can; so it is believed if nothing tells.
+can_prove_itself() {
+	set -- "$(on_disk "/boot/config-$1" "/config-$1" "/lib/modules/$1/config" "/usr/lib/modules/$1/config")"
+	[ -z "$1" ] || grep -q '^CONFIG_NVME_HOST_AUTH=y' "$1"
 }

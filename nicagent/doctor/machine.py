@@ -10,6 +10,7 @@ from nicagent import proc
 from nicagent.config import Config
 from nicagent.doctor.check import Check
 from nicagent.errors import NicagentError
+from nicagent.provision.contract import AUTH_ARTEFACTS
 from nicagent.provision.dhcp import CHAINLOADER
 
 STATE_LOW, POOL_LOW = 64 << 20, 1 << 30  # bytes free below which we warn
@@ -37,6 +38,10 @@ def tools(config: Config) -> Iterator[Check]:
             yield Check("warning", "network boot", finding, "apt-get install ipxe")
         for name in ("vmlinuz", "stage1.img"):
             yield _file("network boot", Path(config.agent.artefacts) / name, "build it: make stage1")
+        if any(host.storage.secret for host in config.hosts.values()):
+            for name in AUTH_ARTEFACTS:
+                path = Path(config.agent.artefacts) / name
+                yield _file("network boot with a key", path, "build it: make stage1-auth")
 
 
 def _provisions(config: Config) -> bool:

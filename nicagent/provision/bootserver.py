@@ -14,6 +14,8 @@ from aiohttp import web
 from nicagent.errors import Kind, NicagentError
 from nicagent.provision.contract import HTTP_PORT, REPORT_MAX, ProvisionLink
 
+LOGIN = "login"
+PRIVILEGED_PORTS = 1024
 REPORT_SECONDS = 10.0  # that a report may take to arrive
 
 
@@ -26,13 +28,16 @@ class BootServer:
         files: Mapping[str, Path],
         script: Callable[[], str],
         report: Callable[[bytes], Awaitable[None]],
+        login: Callable[[], str] = lambda: "",
     ) -> None:
         """`files` may be fetched under their names; `script` renders the host's script of this moment;
-        `report` takes what the host tells of itself, and raises what is wrong with it."""
+        `report` takes what the host tells of itself, and raises what is wrong with it; `login` tells what it
+        proves itself with."""
         self._link = link
         self._files = dict(files)
         self._script = script
         self._report = report
+        self._login = login
         self._reporting = asyncio.Lock()
         self._runner: web.AppRunner | None = None
 
@@ -76,10 +81,23 @@ class BootServer:
         name = request.match_info["name"]
         if name == f"{self._link.host}.ipxe":
             return web.Response(text=self._script(), headers={"Cache-Control": "no-store"})
+        if name == LOGIN:
+            return self._serve_login(request)
         path = self._files.get(name)
         if path is None or not path.is_file():
             raise web.HTTPNotFound
         return web.FileResponse(path)
+
+    def _serve_login(self, request: web.Request) -> web.StreamResponse:
+        """For whoever may use a port below 1024 on the host: stage-1, and root in the tenant's OS, who has it
+        anyway. Any other process there would be the host's root with it."""
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        if peer is None or peer[1] >= PRIVILEGED_PORTS:
+            raise web.HTTPForbidden(text="ask from a port below 1024\n")
+        login = self._login()
+        if not login:
+            raise web.HTTPNotFound
+        return web.Response(text=login, headers={"Cache-Control": "no-store"})
 
     async def _take_report(self, request: web.Request) -> web.StreamResponse:
         """What stage-1 has found. From here on it is the host's word against nobody's: see `report`."""

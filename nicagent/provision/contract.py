@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 
 HTTP_PORT = 8080  # on the agent's address of the link: scripts, kernel, initramfs
+ARTEFACTS = ("vmlinuz", "stage1.img")  # kernel and initramfs of stage-1
+AUTH_ARTEFACTS = ("vmlinuz-auth", "stage1-auth.img")  # the same with a kernel that can do DH-HMAC-CHAP
 REPORT_MAX = 256 * 1024  # bytes that a host's stage-1 may tell
 NVME_PORT = 4420  # NVMe/TCP, by custom
 DISCOVERY_PORT = 8009  # NVMe/TCP discovery, by custom
@@ -38,3 +40,14 @@ class BootChoice(msgspec.Struct, frozen=True, kw_only=True):
     hostid: str = ""
     traddr: str = ""  # of the target, as the host reaches it
     trsvcid: int = NVME_PORT
+    secret: str = ""  # what the host proves itself with (DHHC-1:…), empty for nothing
+    controller_secret: str = ""  # what it wants proved
+
+    def __repr__(self) -> str:
+        return f"BootChoice(kind={self.kind!r}, nqn={self.nqn!r})"  # secrets are in no log
+
+    @property
+    def login(self) -> str:
+        """The options of Linux' initiator that make it prove itself; empty for none."""
+        options = (("dhchap_secret", self.secret), ("dhchap_ctrl_secret", self.controller_secret))
+        return ",".join(f"{name}={value}" for name, value in options if value)

@@ -28,12 +28,11 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.files import make_private_directory, replace_private
 from nicagent.provision import dhcp, guard, script
 from nicagent.provision.bootserver import BootServer
-from nicagent.provision.contract import BootChoice, ProvisionLink
+from nicagent.provision.contract import ARTEFACTS, AUTH_ARTEFACTS, BootChoice, ProvisionLink
 from nicagent.provision.dhcp import CHAINLOADER
 from nicagent.provision.routeradvert import RouterAdvertiser
 from nicagent.threads import in_thread
 
-ARTEFACTS = ("vmlinuz", "stage1.img")
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0  # between attempts at a link; doubled each time
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -105,12 +104,23 @@ class Provisioner:
             raise NicagentError(
                 Kind.NOT_FOUND, f"host {host} has no provision link", f"add [hosts.{host}.provision]"
             )
+        self._check_files(host, choice)
         script.render(served.link, choice)  # an impossible choice fails here, not at the host
         ports = frozenset({choice.trsvcid} if choice is not None and choice.kind == "nvme-tcp" else ())
         if not ports <= served.ports:
             await guard.apply(guard.rules(served.link, ports), host)
             served.ports = ports
         self._remember(host, choice)
+
+    def _check_files(self, host: str, choice: BootChoice | None) -> None:
+        for name in AUTH_ARTEFACTS if choice is not None and choice.secret else ():
+            if not (self._artefacts / name).is_file():
+                raise NicagentError(
+                    Kind.UNAVAILABLE,
+                    f"host {host} proves itself to its disks (storage.secret), and the boot file for that, "
+                    f"{self._artefacts / name}, is missing",
+                    "build it: make stage1-auth",
+                )
 
     async def _take_report(self, host: str, body: bytes) -> None:
         """The first report of a run is stage-1's; any later one may be its tenant's. Raises WRONG_STATE for
@@ -226,9 +236,14 @@ class Provisioner:
         await guard.apply(guard.rules(link, ports), link.host)
         index = await _put_address(link)
         await dhcp.serve(folder, link, index)
-        files = {name: self._artefacts / name for name in ARTEFACTS} | {CHAINLOADER.name: CHAINLOADER}
+        files = {name: self._artefacts / name for name in (*ARTEFACTS, *AUTH_ARTEFACTS)}
+        files[CHAINLOADER.name] = CHAINLOADER
         http = BootServer(
-            link, files, lambda: self._script(link), functools.partial(self._take_report, link.host)
+            link,
+            files,
+            lambda: self._script(link),
+            functools.partial(self._take_report, link.host),
+            lambda: self._login(link.host),
         )
         try:
             await http.start()
@@ -244,6 +259,10 @@ class Provisioner:
         if isinstance(choice, BootChoice) or choice is None:
             return script.render(link, choice)
         return script.render(link, None, known=False)
+
+    def _login(self, host: str) -> str:
+        choice = self._choice(host)
+        return choice.login if isinstance(choice, BootChoice) else ""
 
     def _choice_file(self, host: str) -> Path:
         return self._run_dir / host / "choice.json"

@@ -6,7 +6,7 @@ import re
 from ipaddress import IPv4Interface
 
 from nicagent.errors import Kind, NicagentError
-from nicagent.provision.contract import HTTP_PORT, BootChoice, ProvisionLink
+from nicagent.provision.contract import ARTEFACTS, AUTH_ARTEFACTS, HTTP_PORT, BootChoice, ProvisionLink
 
 RETRY_SECONDS = 5  # between a host's questions while there is no answer yet
 # What may stand in a script or on a kernel's command line without meaning something else there.
@@ -30,15 +30,21 @@ def render(link: ProvisionLink, choice: BootChoice | None, *, known: bool = True
     if choice.kind == "local":
         return f"#!ipxe\necho nicagent: {link.host} boots from its own disk\nexit\n"
     words = " ".join(f"nicagent.{key}={_plain(key, value)}" for key, value in _parameters(link, choice))
+    kernel, initramfs = boot_files(choice)
     return (
         "#!ipxe\n"
         f"echo nicagent: {link.host} boots {choice.nqn}\n"
         # UEFI hands the kernel no initramfs by itself: its stub looks for initrd= among iPXE's images.
-        f"kernel {url(link, 'vmlinuz')} initrd=stage1.img quiet console=ttyS0,115200 {words} || goto again\n"
-        f"initrd --name stage1.img {url(link, 'stage1.img')} || goto again\n"
+        f"kernel {url(link, kernel)} initrd=stage1.img quiet console=ttyS0,115200 {words} || goto again\n"
+        f"initrd --name stage1.img {url(link, initramfs)} || goto again\n"
         "boot || goto again\n"
         ":again\n" + _loop(link, "the boot files cannot be had")
     )
+
+
+def boot_files(choice: BootChoice | None) -> tuple[str, str]:
+    """Kernel and initramfs of stage-1 for a choice. Only a newer kernel's initiator can prove itself."""
+    return AUTH_ARTEFACTS if choice is not None and choice.secret else ARTEFACTS
 
 
 def _parameters(link: ProvisionLink, choice: BootChoice) -> list[tuple[str, str]]:
@@ -56,6 +62,7 @@ def _parameters(link: ProvisionLink, choice: BootChoice) -> list[tuple[str, str]
             "agent",
             f"{IPv4Interface(link.agent_address).ip}:{HTTP_PORT}",
         ),  # that wants to know what it is made of
+        *([("auth", "1")] if choice.secret else []),  # the key itself: a command line is for all to read
     ]
 
 

@@ -10,6 +10,7 @@ from nicagent.errors import Kind, NicagentError
 from nicagent.model import Transport
 from nicagent.storage.contract import HostStorage
 from nicagent.storage.nvme import NvmeTcpStorage
+from nicagent.storage.runkeys import RunKeys, Source
 from nicagent.storage.virtio import VirtioStorage
 
 
@@ -21,11 +22,13 @@ def make_storage(
     state_dir: Path,
     address: str | None,
     pools: Sequence[Path],
+    keys: Source = lambda: None,
 ) -> HostStorage:
     """The driver for a host's wired transport.
 
     `address` is the agent's own on the host's provision link, None where there is no such link; `pools` are
-    the directories from which volumes may come. Sockets and pidfiles live in `run_dir`, logs in `state_dir`.
+    the directories from which volumes may come; `keys` tells what a host has to prove from a start on.
+    Sockets and pidfiles live in `run_dir`, logs in `state_dir`.
     """
     run, logs = run_dir / "hosts" / host, state_dir / "hosts" / host
     match config.transport:
@@ -46,4 +49,5 @@ def make_storage(
                 run=run,
                 logs=logs,
                 pools=pools,
+                keys=RunKeys(logs / "nvmetcp.keys", keys),
             )

@@ -28,6 +28,7 @@ from collections.abc import Collection, Sequence
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import (
     BlockJob,
+    Credentials,
     DiskFile,
     Export,
     ExportStatus,
@@ -76,6 +77,10 @@ class HostStorage(abc.ABC):
     @abc.abstractmethod
     async def withdraw(self) -> None:
         """Take every export down and end the data path's processes. Idempotent."""
+
+    def credentials(self) -> Credentials | None:
+        """What the host proves itself with when it connects to what is visible now, None for nothing."""
+        return None
 
     @abc.abstractmethod
     async def status(self) -> tuple[ExportStatus, ...]:

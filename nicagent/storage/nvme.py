@@ -4,7 +4,8 @@ The block engine opens every volume and so holds the image locks that keep a sec
 raw volume need nothing else of it, while it has neither limits nor a block job: the target reads and writes
 the file itself, three to four times as fast as by way of the engine.
 
-One subsystem holds a domain's disks; only the host's own NQN may connect. The target listens on the agent's
+One subsystem holds a domain's disks; only the host's own NQN may connect, with its key where it has one. The
+target listens on the agent's
 address of the provision link and nowhere else.
 """
 
@@ -15,10 +16,11 @@ import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from nicagent.model import Export, ExportStatus, Initiator, Transport, VolumeFormat
+from nicagent.model import Credentials, Export, ExportStatus, Initiator, Transport, VolumeFormat
 from nicagent.storage.engine import EngineStorage
 from nicagent.storage.keeper import Keeper
 from nicagent.storage.nvmetcp.config import (
+    Auth,
     FileBackend,
     Listen,
     Namespace,
@@ -28,6 +30,7 @@ from nicagent.storage.nvmetcp.config import (
 )
 from nicagent.storage.nvmetcp.contract import NamespaceStatus, TargetStatus
 from nicagent.storage.qsd import BlockEngine
+from nicagent.storage.runkeys import RunKeys
 from nicagent.storage.target import TargetProcess
 
 
@@ -46,12 +49,14 @@ class NvmeTcpStorage(EngineStorage):
         run: Path,
         logs: Path,
         pools: Sequence[Path],
+        keys: RunKeys,
     ) -> None:
         """`address` is the agent's on the provision link; `run` and `logs` directories of this host's own."""
         self._listen: tuple[Listen, ...] = (Listen(address, port),)  # answers discovery too
         if discovery_port != port:
             self._listen += (Listen(address, discovery_port, discovery=True),)
         self._engine = BlockEngine(host, run, logs / "qsd.log", run / "nbd.sock", pools)
+        self._keys = keys
         self._target = TargetProcess(host, run, logs / "nvmetcp.log")
         self._lock = asyncio.Lock()
         self._exports: tuple[Export, ...] = ()
@@ -80,6 +85,9 @@ class NvmeTcpStorage(EngineStorage):
             self._exports, self._initiator = (), None
             await self._take_down()
 
+    def credentials(self) -> Credentials | None:
+        return self._keys.held()
+
     async def status(self) -> tuple[ExportStatus, ...]:
         async with self._lock:
             if not self._exports or not self._keeper.met:
@@ -105,6 +113,7 @@ class NvmeTcpStorage(EngineStorage):
         if not exports:
             await self._take_down()
             return
+        await self._keys.take(running=bool(self._target.serials()))
         await self._engine.present([export.disk for export in exports])
         await self._target.converge(self._config(exports, initiator, await self._under_way()))
 
@@ -127,12 +136,13 @@ class NvmeTcpStorage(EngineStorage):
         # The target first: it would wait for a block engine that is gone.
         await self._target.stop()
         await self._engine.stop()
+        self._keys.forget()
 
     def _config(self, exports: Sequence[Export], initiator: Initiator, busy: Collection[str]) -> TargetConfig:
         by_nqn: dict[str, list[Export]] = {}
         for export in exports:
             by_nqn.setdefault(export.identity.nqn, []).append(export)
-        serials = self._target.serials()
+        serials, keys = self._target.serials(), self._keys.held()
         subsystems = (
             Subsystem(
                 nqn=nqn,
@@ -141,6 +151,7 @@ class NvmeTcpStorage(EngineStorage):
                 serial=serials.get(nqn) or min(members, key=_nsid).identity.serial,
                 hosts=(initiator.hostnqn,),
                 namespaces=tuple(self._namespace(export, busy) for export in members),
+                auth=Auth(keys.host, keys.controller) if keys is not None else None,
             )
             for nqn, members in by_nqn.items()
         )

@@ -58,3 +58,21 @@ def test_modules_come_in_loading_order_once(stage1_shell: Shell, modules: Path) 
 def test_a_module_that_the_kernel_lacks_is_named(stage1_shell: Shell, modules: Path) -> None:
     done = stage1_shell(f"module_files {modules} nvme_tcp")
     assert done.returncode != 0 and "nvme_tcp" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "status"),
+    [
+        ("CONFIG_NVME_HOST_AUTH=y\n", 0),
+        ("# CONFIG_NVME_HOST_AUTH is not set\n", 1),
+        ("CONFIG_NVME=y\n", 1),
+        (None, 0),
+    ],
+)
+def test_a_kernel_that_says_it_cannot_prove_itself_is_not_started(
+    stage1_shell: Shell, tmp_path: Path, config: str | None, status: int
+) -> None:
+    if config is not None:
+        (tmp_path / "p2/boot").mkdir(parents=True)
+        (tmp_path / "p2/boot/config-6.1").write_text(config)
+    assert stage1_shell(f"DISK={tmp_path}; can_prove_itself 6.1").returncode == status

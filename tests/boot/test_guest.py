@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import select
@@ -16,6 +18,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from boot.stage1.__main__ import stage1_auth
+from images.guest_kernel import newer_guest_kernel
+from nicagent.provision.contract import BootChoice
+from nicagent.storage.nvmetcp import dhchap
+from nicagent.storage.nvmetcp.control import ask_status
+from tests.boot import newerkernel
 from tests.e2e.harness import BOOT_SECONDS
 from tests.provision.test_link import LINK, Lab
 from tests.provision.test_script import CHOICE
@@ -126,10 +134,12 @@ def test_the_image_boots_from_a_plain_local_disk(tmp_path: Path) -> None:
         guest.close()
 
 
-@pytest.fixture
-def disk_server(tmp_path: Path) -> Iterator[Lab]:
+@contextlib.contextmanager
+def disk_server(
+    work: Path, disk: Path, choice: BootChoice, auth: dict[str, str] | None = None
+) -> Iterator[Lab]:
     """Provision link, NVMe/TCP target and boot choice, as an agent would set them up."""
-    lab = Lab(tmp_path)
+    lab = Lab(work)
     process = None
     try:
         ip = ["ip", "-n", lab.agent_ns]
@@ -140,14 +150,13 @@ def disk_server(tmp_path: Path) -> Iterator[Lab]:
         lab.start()
         link = msgspec.structs.replace(LINK, device="prov0")
         assert lab.tell("start", [link]) == "ok"
-        assert lab.tell("choose", "metal-1", CHOICE) == "ok"
-        disk = tmp_path / "disk.raw"
-        subprocess.run(["qemu-img", "convert", "-O", "raw", IMAGE, disk], check=True)
-        namespace = {"nsid": 1, "uuid": CHOICE.hostid, "backend": {"type": "file", "path": str(disk)}}
-        config = tmp_path / "target.json"
-        subsystem = {"nqn": CHOICE.nqn, "serial": "S1", "hosts": [CHOICE.hostnqn], "namespaces": [namespace]}
+        assert lab.tell("choose", "metal-1", choice) == "ok"
+        namespace = {"nsid": 1, "uuid": choice.hostid, "backend": {"type": "file", "path": str(disk)}}
+        config = work / "target.json"
+        names: dict[str, object] = {"nqn": choice.nqn, "serial": "S1", "hosts": [choice.hostnqn]}
+        subsystem = {**names, "namespaces": [namespace], "auth": auth}
         listen = [{"host": "172.31.0.1", "port": 4420}]
-        whole = {"listen": listen, "control": str(tmp_path / "control"), "subsystems": [subsystem]}
+        whole = {"listen": listen, "control": str(work / "control"), "subsystems": [subsystem]}
         config.write_bytes(msgspec.json.encode(whole))
         command = [sys.executable, "-m", "nicagent.storage.nvmetcp", "--config", str(config)]
         process = subprocess.Popen(["ip", "netns", "exec", lab.agent_ns, *command], cwd=ROOT)
@@ -159,26 +168,67 @@ def disk_server(tmp_path: Path) -> Iterator[Lab]:
         lab.close()
 
 
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
-def test_the_image_boots_over_the_network_and_switches_off(disk_server: Lab, tmp_path: Path) -> None:
-    guest = Guest(
-        tmp_path,
+def raw_disk(work: Path) -> Path:
+    disk = work / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", IMAGE, disk], check=True)
+    return disk
+
+
+def network_guest(work: Path, lab: Lab) -> Guest:
+    return Guest(
+        work,
         *("-netdev", "tap,id=nic,ifname=prov0,script=no,downscript=no"),
         *("-device", f"virtio-net-pci,netdev=nic,mac={LINK.mac},romfile=efi-virtio.rom,bootindex=1"),
-        prefix=("ip", "netns", "exec", disk_server.agent_ns),
+        prefix=("ip", "netns", "exec", lab.agent_ns),
     )
-    try:
-        said = guest.login()
-        assert "nicagent: metal-1 boots" in said and "starting the disk's own kernel" in said
-        cmdline = guest.ask("cat /proc/cmdline")
-        assert "BOOT_IMAGE=/boot/vmlinuz" in cmdline and "root=UUID=" in cmdline, "not the disk's own entry"
-        assert "/dev/nvme0n1p2" in guest.ask("findmnt -no SOURCE /"), "the root is not the network disk"
-        links = guest.ask("networkctl --no-pager --no-legend list")
-        assert re.search(r"ether\s+routable\s*unmanaged", links), (
-            f"systemd-networkd manages the link: {links}"
-        )
-        guest.press_power_button()
-        guest.wait(120)
-    finally:
-        guest.close()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+
+
+@pytest.mark.root
+@needs_root
+def test_the_image_boots_over_the_network_and_switches_off(tmp_path: Path) -> None:
+    with disk_server(tmp_path, raw_disk(tmp_path), CHOICE) as lab:
+        guest = network_guest(tmp_path, lab)
+        try:
+            said = guest.login()
+            assert "nicagent: metal-1 boots" in said and "starting the disk's own kernel" in said
+            cmdline = guest.ask("cat /proc/cmdline")
+            assert "BOOT_IMAGE=/boot/vmlinuz" in cmdline and "root=UUID=" in cmdline, (
+                "not the disk's own entry"
+            )
+            assert "/dev/nvme0n1p2" in guest.ask("findmnt -no SOURCE /"), "the root is not the network disk"
+            links = guest.ask("networkctl --no-pager --no-legend list")
+            assert re.search(r"ether\s+routable\s*unmanaged", links), (
+                f"systemd-networkd manages the link: {links}"
+            )
+            guest.press_power_button()
+            guest.wait(120)
+        finally:
+            guest.close()
+
+
+@pytest.mark.root
+@needs_root
+def test_a_host_proves_itself_to_its_disk_from_stage_1_to_its_own_kernel(tmp_path: Path) -> None:
+    """The image with Debian's newer kernel: 12's own is built without an initiator that could."""
+    disk = raw_disk(tmp_path)
+    newerkernel.install(disk, newer_guest_kernel(), tmp_path)
+    stage1_auth()
+    key, other = (dhchap.key_text(dhchap.Key(bytes([number]) * 32, None)) for number in (1, 2))
+    choice = msgspec.structs.replace(CHOICE, secret=key, controller_secret=other)
+    with disk_server(tmp_path, disk, choice, {"key": key, "controller_key": other}) as lab:
+        guest = network_guest(tmp_path, lab)
+        try:
+            said = guest.login()
+            assert "starting the disk's own kernel" in said and key[10:40] not in said
+            assert "/dev/nvme0n1p2" in guest.ask("findmnt -no SOURCE /"), "the root is not the network disk"
+            assert "6.12" in guest.ask("uname -r")
+            assert key[10:40] not in guest.ask("cat /proc/cmdline"), "a command line is for all to read"
+            shown = guest.ask("cat /sys/class/nvme/nvme0/dhchap_secret")
+            assert "Permission denied" in shown, f"an ordinary user reads the host's key: {shown}"
+            status = asyncio.run(ask_status(tmp_path / "control"))
+            assert [one.authenticated for one in status.controllers] == [True]
+        finally:
+            guest.close()

@@ -1,7 +1,7 @@
 """What a host does on its provision link, run in its network namespace; each command prints one answer.
 
-`get PATH` · `post PATH TEXT|BYTES` (a number: that many) · `knock PORT [ADDRESS]` (open, refused, silence) ·
-`solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
+`get PATH [PORT]` (from that port) · `post PATH TEXT|BYTES` (a number: that many) ·
+`knock PORT [ADDRESS]` (open, refused, silence) · `solicit DEVICE` (an IPv6 router, RFC 4861 §4.1)
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable
 AGENT = "172.31.0.1"
 
 
-def get(path: str) -> str:
-    connection = http.client.HTTPConnection(AGENT, 8080, timeout=2)
+def get(path: str, port: str = "0") -> str:
+    source = ("", int(port)) if port != "0" else None
+    connection = http.client.HTTPConnection(AGENT, 8080, timeout=2, source_address=source)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

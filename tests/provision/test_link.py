@@ -117,6 +117,7 @@ def served(lab: Lab) -> Lab:
     return lab
 
 
+KEYED = msgspec.structs.replace(CHOICE, secret="DHHC-1:00:host:", controller_secret="DHHC-1:00:disks:")
 IPXE = ("-x", "0xaf:b10102")  # option 175: iPXE's feature list
 
 
@@ -334,6 +335,32 @@ def test_it_runs_where_only_root_is_mapped(lab: Lab) -> None:
     )
     assert lab.tell("start", [LINK_HERE]) == "ok"
     assert lab.tell("choose", "metal-1", CHOICE) == "ok", "the link is not served"
+
+
+def test_what_a_host_proves_itself_with_is_for_its_root_alone(lab: Lab) -> None:
+    (lab.artefacts / "vmlinuz-auth").write_bytes(b"a newer kernel")
+    (lab.artefacts / "stage1-auth.img").write_bytes(b"its initramfs")
+    lab.start()
+    assert lab.tell("start", [LINK_HERE]) == "ok"
+    assert lab.tell("choose", "metal-1", CHOICE) == "ok"
+    assert lab.lease(*IPXE)
+    assert lab.ask("get", "/boot/login", "1000") == "status 404", "who needs no key gets none"
+    assert lab.tell("choose", "metal-1", KEYED) == "ok"
+    script = lab.get("/boot/metal-1.ipxe")
+    assert "/boot/vmlinuz-auth" in script and "/boot/stage1-auth.img" in script and "DHHC" not in script
+    assert lab.get("/boot/vmlinuz-auth") == "a newer kernel"
+    assert lab.get("/boot/login") == "status 403", "any process of the tenant's OS could have the key"
+    told = f"dhchap_secret={KEYED.secret},dhchap_ctrl_secret={KEYED.controller_secret}"
+    assert lab.ask("get", "/boot/login", "999") == told
+    stage1 = f". {ROOT}/boot/stage1/login.sh; login http://172.31.0.1:8080/boot/login"
+    assert lab.host("/usr/bin/busybox", "sh", "-c", stage1) == told, "stage-1 does not get it"
+
+
+def test_a_key_without_a_stage1_that_can_use_it_is_refused_before_the_host_is_started(lab: Lab) -> None:
+    lab.start()
+    assert lab.tell("start", [LINK_HERE]) == "ok"
+    said = lab.tell("choose", "metal-1", KEYED)
+    assert "vmlinuz-auth, is missing" in said and "make stage1-auth" in said and "DHHC" not in said
 
 
 def test_a_host_tells_once_a_run_what_it_is_made_of(served: Lab) -> None:

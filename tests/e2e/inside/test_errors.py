@@ -9,9 +9,11 @@ side of this file.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -29,6 +31,7 @@ import pytest
 
 from nicagent import client
 from nicagent.emulator.control import ChassisControl
+from nicagent.storage.nvmetcp import dhchap
 from tests.e2e.harness import Agent, domain_xml, lab_directory, make_agents
 
 BUTTON = 23
@@ -741,6 +744,91 @@ def test_an_led_that_stays_lit(gpio: Bench) -> None:
     gpio.chassis.clear()
     gpio.until_free()  # the LED goes dark, and the fault is over
     assert gpio.virsh("domstate", "web", "--reason") == "shut off (destroyed)"
+
+
+# ---- a host that proves itself to its disks
+
+
+OWN_KEY = "11111111-2222-3333-4444-555555555555"
+KEY_XML = f"""<secret ephemeral='no' private='no'><uuid>{OWN_KEY}</uuid>
+<usage type='iscsi'><target>metal-1</target></usage></secret>"""
+KEYS = [dhchap.key_text(dhchap.Key(bytes([number]) * 32, None)) for number in (1, 2)]
+
+
+def asked_for(bench: Bench) -> str | None:
+    """The key that the running target asks its host for."""
+    file = bench.agent.directory / "run/hosts/metal-1/nvmetcp.json"
+    assert file.stat().st_mode & 0o777 == 0o600, "the target's configuration can be read by others"
+    auth = json.loads(file.read_text())["subsystems"][0]["auth"]
+    return None if auth is None else str(auth["key"])
+
+
+def kept(bench: Bench) -> Path:
+    return bench.agent.directory / "state/hosts/metal-1/nvmetcp.keys"
+
+
+def test_a_key_is_there_and_whole_before_a_host_is_started_and_stays_for_its_run(gpio: Bench) -> None:
+    gpio.down()
+    keyed = gpio.config.replace('transport = "nvme-tcp"', 'transport = "nvme-tcp"\nsecret = "metal-1"')
+    assert keyed != gpio.config
+    gpio.agent.config.write_text(keyed)
+    gpio.up()
+    value = gpio.agent.directory / "value"
+    before, edges = gpio.traces(), gpio.chassis.waveform()
+    told = gpio.refused("start", "web")
+    assert "there is no secret 'metal-1', which hosts.metal-1.storage.secret names; define it" in told
+    gpio.virsh("secret-define", gpio.file(KEY_XML))
+    assert f"secret '{OWN_KEY}' does not have a value" in gpio.refused("start", "web")
+    value.write_text("DHHC-1:00:swordfish:")
+    gpio.virsh("secret-set-value", OWN_KEY, "--file", str(value), "--plain")
+    told = gpio.refused("start", "web")
+    assert (
+        "the value of secret iscsi:metal-1, which hosts.metal-1.storage.secret names, is no DH-HMAC" in told
+    )
+    assert "swordfish" not in told
+    assert (gpio.status()["state"], gpio.status()["power"]) == ("free", "off")
+    assert gpio.traces() == before, "a failed start left something"
+    assert gpio.chassis.waveform() == edges, "a line moved for a start that could not be"
+
+    value.write_text(KEYS[0])
+    gpio.virsh("secret-set-value", OWN_KEY, "--file", str(value), "--plain")
+    gpio.virsh("start", "web")
+    assert asked_for(gpio) == KEYS[0]
+    told = gpio.refused("secret-undefine", OWN_KEY)
+    assert f"secret {OWN_KEY} is named by hosts.metal-1.storage.secret" in told
+
+    value.write_text(KEYS[1])
+    gpio.virsh("secret-set-value", OWN_KEY, "--file", str(value), "--plain")
+    gpio.down()
+    target = int((gpio.agent.directory / "run/hosts/metal-1/nvmetcp.pid").read_text().split()[0])
+    for place in ("cmdline", "environ"):
+        assert KEYS[0] not in Path(f"/proc/{target}/{place}").read_text(errors="replace")
+    os.kill(target, signal.SIGKILL)
+    (gpio.agent.directory / "run/hosts/metal-1/nvmetcp.json").unlink()  # as after a reboot of the board
+    gpio.up()
+    gpio.until(
+        lambda: (gpio.agent.directory / "run/hosts/metal-1/nvmetcp.json").exists(), "its target is back"
+    )
+    assert asked_for(gpio) == KEYS[0], "the OS that runs there has the key that it was started with"
+    assert kept(gpio).stat().st_mode & 0o777 == 0o600
+    gpio.virsh("destroy", "web")
+    assert not kept(gpio).exists()
+    gpio.virsh("start", "web")
+    assert asked_for(gpio) == KEYS[1], "a new key is for the next start"
+    gpio.virsh("destroy", "web")
+    logs = [gpio.agent.log, *(gpio.agent.directory / "state").rglob("*.log")]
+    assert not [log for log in logs for key in KEYS if key in log.read_text(errors="replace")]
+
+    gpio.down()
+    gpio.agent.config.write_text(keyed.replace('secret = "metal-1"', 'secret = "fresh"'))
+    gpio.up()
+    gpio.virsh("secret-undefine", OWN_KEY)  # nobody names it any more
+    gpio.virsh("start", "web")
+    fresh = asked_for(gpio)
+    assert fresh is not None and fresh.startswith("DHHC-1:") and fresh not in KEYS
+    gpio.virsh("destroy", "web")
+    gpio.virsh("start", "web")
+    assert asked_for(gpio) != fresh, "a fresh key is for one run"
 
 
 # ---- somebody asks for what is not there
