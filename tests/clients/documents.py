@@ -25,6 +25,7 @@ class Cloud:
     changed: tuple[str, str]  # text in `xml` and what an update replaces it by
 
 
+#: As nova 34 writes it, with a root disk of Ceph, a volume, and a port of Open vSwitch.
 NOVA = """<domain type="kvm">
   <uuid>7c4f2a52-4c0d-4f3a-9a55-0d1d6a6cf001</uuid>
   <name>instance-000004d2</name>
@@ -32,7 +33,7 @@ NOVA = """<domain type="kvm">
   <vcpu>4</vcpu>
   <metadata>
     <nova:instance xmlns:nova="http://openstack.org/xmlns/libvirt/nova/1.1">
-      <nova:package version="29.2.0"/>
+      <nova:package version="34.0.0"/>
       <nova:name>web-1</nova:name>
       <nova:creationTime>2026-03-01 12:00:00</nova:creationTime>
       <nova:flavor name="bm.large" id="9d3f">
@@ -43,7 +44,15 @@ NOVA = """<domain type="kvm">
         <nova:vcpus>4</nova:vcpus>
         <nova:extraSpecs><nova:extraSpec name="hw:cpu_policy">shared</nova:extraSpec></nova:extraSpecs>
       </nova:flavor>
-      <nova:image uuid="5a4d8a30-24f0-4a8e-9d62-1c1f3a6b0001"><nova:containerFormat>bare</nova:containerFormat></nova:image>
+      <nova:image uuid="5a4d8a30-24f0-4a8e-9d62-1c1f3a6b0001">
+        <nova:containerFormat>bare</nova:containerFormat>
+        <nova:diskFormat>raw</nova:diskFormat>
+        <nova:minDisk>1</nova:minDisk>
+        <nova:minRam>0</nova:minRam>
+        <nova:properties>
+          <nova:property name="hw_machine_type">q35</nova:property>
+        </nova:properties>
+      </nova:image>
       <nova:owner>
         <nova:user uuid="u1" name="admin"/>
         <nova:project uuid="p1" name="admin"/>
@@ -60,7 +69,7 @@ NOVA = """<domain type="kvm">
     <system>
       <entry name="manufacturer">OpenStack Foundation</entry>
       <entry name="product">OpenStack Nova</entry>
-      <entry name="version">29.2.0</entry>
+      <entry name="version">34.0.0</entry>
       <entry name="serial">7c4f2a52-4c0d-4f3a-9a55-0d1d6a6cf001</entry>
       <entry name="uuid">7c4f2a52-4c0d-4f3a-9a55-0d1d6a6cf001</entry>
       <entry name="family">Virtual Machine</entry>
@@ -78,6 +87,7 @@ NOVA = """<domain type="kvm">
     <apic/>
     <vmcoreinfo/>
   </features>
+  <iothreads>1</iothreads>
   <cputune>
     <shares>4096</shares>
   </cputune>
@@ -106,6 +116,7 @@ NOVA = """<domain type="kvm">
       <source dev="/dev/disk/by-id/dm-uuid-mpath-360001"/>
       <target bus="virtio" dev="vdb"/>
       <serial>0f0c3d3e-7d0c-4bb2-8ab7-3a61b3a30001</serial>
+      <alias name="ua-0f0c3d3e-7d0c-4bb2-8ab7-3a61b3a30001"/>
     </disk>
     <interface type="bridge">
       <mac address="fa:16:3e:5a:10:01"/>
@@ -129,6 +140,7 @@ NOVA = """<domain type="kvm">
     <video>
       <model type="virtio"/>
     </video>
+    <input type="tablet" bus="usb"/>
     <rng model="virtio">
       <backend model="random">/dev/urandom</backend>
     </rng>
@@ -136,9 +148,57 @@ NOVA = """<domain type="kvm">
     <controller type="pci" model="pcie-root"/>
     <controller type="pci" model="pcie-root-port"/>
     <controller type="pci" model="pcie-root-port"/>
-    <memballoon model="virtio">
+    <memballoon model="virtio" autodeflate="on" freePageReporting="on">
       <stats period="10"/>
     </memballoon>
+  </devices>
+</domain>
+"""
+
+#: The same of an instance on the compute node's own disk, whose port's `vif_type` is *ovs* without a bridge.
+NOVA_LOCAL = """<domain type="kvm">
+  <uuid>0785f11c-9d37-4ef3-8ecd-223a387e1ea2</uuid>
+  <name>instance-00000001</name>
+  <memory>524288</memory>
+  <vcpu>1</vcpu>
+  <metadata>
+    <nova:instance xmlns:nova="http://openstack.org/xmlns/libvirt/nova/1.1">
+      <nova:package version="34.0.0"/>
+      <nova:name>web-2</nova:name>
+      <nova:flavor name="bm.small" id="77"><nova:memory>512</nova:memory><nova:extraSpecs/></nova:flavor>
+      <nova:owner/>
+    </nova:instance>
+  </metadata>
+  <os>
+    <type arch="x86_64" machine="pc">hvm</type>
+    <boot dev="hd"/>
+    <smbios mode="sysinfo"/>
+  </os>
+  <features><acpi/><apic/><vmcoreinfo/></features>
+  <iothreads>1</iothreads>
+  <clock offset="utc"/>
+  <cpu match="exact"><topology sockets="1" cores="1" threads="1"/></cpu>
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="qcow2" cache="none"/>
+      <source file="/var/lib/nova/instances/0785f11c-9d37-4ef3-8ecd-223a387e1ea2/disk"/>
+      <target dev="vda" bus="virtio"/>
+    </disk>
+    <interface type="ethernet">
+      <mac address="02:00:00:02:00:02"/>
+      <model type="virtio"/>
+      <mtu size="1450"/>
+      <target dev="tap88dae9fa-0d"/>
+    </interface>
+    <serial type="pty">
+      <log file="/var/lib/nova/instances/0785f11c-9d37-4ef3-8ecd-223a387e1ea2/console.log" append="off"/>
+    </serial>
+    <graphics type="vnc" autoport="yes" listen="127.0.0.1"/>
+    <video><model type="virtio"/></video>
+    <input type="tablet" bus="usb"/>
+    <rng model="virtio"><backend model="random">/dev/urandom</backend></rng>
+    <controller type="usb" index="0"/>
+    <memballoon model="virtio" autodeflate="on" freePageReporting="on"><stats period="10"/></memballoon>
   </devices>
 </domain>
 """
@@ -723,9 +783,18 @@ CLOUDS = {
                 "<target dev='tap1c9d1b2e-9d'/>",
                 "<serial>0f0c3d3e-7d0c-4bb2-8ab7-3a61b3a30001</serial>",
                 "<log file=",
+                "<alias name='ua-0f0c3d3e-7d0c-4bb2-8ab7-3a61b3a30001'/>",
             ),
             1 | 4,
             ("<memory>8388608</memory>", "<memory>4194304</memory>"),
+        ),
+        Cloud(
+            "nova-local",
+            "instance-00000001",
+            NOVA_LOCAL,
+            ("<target dev='tap88dae9fa-0d'/>", "<nova:owner/>", "freePageReporting='on'"),
+            1 | 4,
+            ("<memory>524288</memory>", "<memory>262144</memory>"),
         ),
         Cloud(
             "zstack",

@@ -63,6 +63,7 @@ def test_a_bridge_of_no_segment_is_refused_with_where_to_list_it() -> None:
 @pytest.mark.parametrize(
     ("cloud", "disks", "vcpus"),
     [
+        ("nova-local", ["vda"], 1),
         ("zstack", ["vda", "sdb"], 2),
         ("cloudstack", ["vda"], 2),
         ("opennebula", ["vda", "hda"], 2),
