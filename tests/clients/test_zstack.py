@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from xml.dom import minidom
 
 import libvirt
@@ -30,7 +31,8 @@ NAME = "vnic12.0"
 
 
 def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) -> None:
-    zstack, seen = Sequence(), []
+    zstack = Sequence()
+    seen: list[tuple[int, int]] = []
     conn = libvirt.open(agent.uri)
     zstack.must("getURI", conn.getURI)
     zstack.must("getLibVersion", conn.getLibVersion)
@@ -39,16 +41,21 @@ def test_kvmagents_calls_from_connection_to_deletion(loop: None, agent: Served) 
     uuid = host.getElementsByTagName("uuid")[0].firstChild
     assert uuid is not None and uuid.nodeValue, "kvmagent keys its host by this"
     assert int(host.getElementsByTagName("cells")[0].getAttribute("num")) >= 1
+
+    def lifecycle(_: object, __: object, event: int, detail: int, ___: object) -> None:
+        seen.append((event, detail))
+
+    def ignored(*_: object) -> None:
+        pass
+
+    register = conn.domainEventRegisterAny
     for event, callback in (
-        (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lambda c, d, event, detail, o: seen.append((event, detail))),
-        (libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB, lambda *_: None),
-        (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, lambda *_: None),
+        (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
+        (libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB, ignored),
+        (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, ignored),
     ):
-        zstack.must(
-            "domainEventRegisterAny",
-            lambda e=event, c=callback: conn.domainEventRegisterAny(None, e, c, None),
-        )
-    zstack.must("registerCloseCallback", lambda: conn.registerCloseCallback(lambda *_: None, None))
+        zstack.must("domainEventRegisterAny", partial(register, None, event, callback, None))
+    zstack.must("registerCloseCallback", partial(conn.registerCloseCallback, ignored, None))
 
     # start_vm
     document = CLOUDS["zstack"]
