@@ -240,7 +240,8 @@ def _power(arguments: argparse.Namespace) -> int:
 
 def _why(host: Mapping[str, Any]) -> str:
     """Why a host is in its state, and why its power cannot be read."""
-    return "; ".join(each for each in (host["reason"], host.get("trouble")) if each)
+    reason, trouble = host["reason"], host.get("trouble") or ""
+    return "; ".join(each for each in (reason, "" if trouble in reason else trouble) if each)
 
 
 def _console(arguments: argparse.Namespace) -> int:

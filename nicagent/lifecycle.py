@@ -101,6 +101,7 @@ class Row:
     actions: tuple[Action, ...] = ()
     reason: str = ""  # for people; the cause and the failure are added
     tells: DomainEvent | None = None  # published on the move
+    done: DomainEvent | None = None  # published once the actions have ended well
     ending: DomainEvent | None = None  # published once the host is free again
     recovers: bool = False  # what UP does is done again beside the actions
 
@@ -147,7 +148,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
     (_S.RUNNING, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
     (_S.RUNNING, _E.SHUTDOWN): Row(_S.RUNNING, (Action.POWER_SHUTDOWN,), "shutdown asked"),
     (_S.RUNNING, _E.REBOOT): Row(_S.REBOOTING, (Action.POWER_SHUTDOWN,), "reboot asked"),
-    (_S.RUNNING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", tells=_D.REBOOT),
+    (_S.RUNNING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", done=_D.REBOOT),
     (_S.RUNNING, _E.CYCLE): Row(_S.POWERING_ON, (*_OFF, *_ON), "power cycle asked", tells=_D.REBOOT),
     (_S.RUNNING, _E.PRESS): Row(_S.RUNNING, (Action.POWER_PRESS,), "button pressed"),
     (_S.RUNNING, _E.CHANGE): Row(_S.RUNNING, (), "its definition was changed while it runs"),
@@ -163,7 +164,7 @@ _MOVES: Mapping[tuple[HostState, Event], Row] = {
         _S.POWERING_ON, _ON, "the OS went down for a reboot", tells=_D.REBOOT
     ),
     (_S.REBOOTING, _E.SHUTDOWN): Row(_S.RUNNING, (Action.POWER_SHUTDOWN,), "shutdown asked"),
-    (_S.REBOOTING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", tells=_D.REBOOT),
+    (_S.REBOOTING, _E.RESET): Row(_S.RUNNING, (Action.POWER_RESET,), "reset asked", done=_D.REBOOT),
     (_S.REBOOTING, _E.STOP): Row(_S.STOPPING, _OFF, "stop asked", ending=_D.DESTROYED),
     (_S.REBOOTING, _E.FAILED): Row(_S.RUNNING, (), "reboot failed"),
     (_S.REBOOTING, _E.DEADLINE): Row(_S.RUNNING, (), "the OS has not gone down for a reboot"),

@@ -373,6 +373,8 @@ class Walker:
             step.acted.set_exception(NicagentError(Kind.INTERNAL, f"internal error: {e}"))
             self._put(Event.FAILED, Cause(AGENT, f"internal error: {e}"), of=of)
         else:
+            if row.done is not None and self.record.run is not None:
+                self._publish(self.record, self.watch.power, row.done)
             step.acted.set_result(None)
             self._put(Event.DONE, step.cause, of=of)
 

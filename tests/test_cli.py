@@ -168,6 +168,13 @@ async def test_power_on_status_and_off(agent: tuple[Rig, str]) -> None:
     )
 
 
+def test_why_a_host_is_as_it_is_is_said_once() -> None:
+    silent = "its BMC does not answer; see its cable"
+    assert cli._why({"reason": f"power-off failed: {silent}", "trouble": silent}).count(silent) == 1
+    assert cli._why({"reason": "power-good", "trouble": silent}) == f"power-good; {silent}"
+    assert cli._why({"reason": "power-good"}) == "power-good"
+
+
 async def test_a_reader_that_has_seen_enough_is_no_error(agent: tuple[Rig, str]) -> None:
     _, socket = agent
     command = f"{sys.executable} -m nicagent.cli hosts --socket {socket} | true; echo ${{PIPESTATUS[0]}}"

@@ -117,6 +117,17 @@ async def test_a_reboot_asks_the_os_and_switches_the_host_on_again_with_its_disk
         assert DomainEvent.STARTED not in rig.events(), "a reboot is no start"
 
 
+async def test_a_reset_is_told_once_it_was_done_and_never_when_it_was_not(db: Path) -> None:
+    async with Rig.live(db, bodies()) as rig:
+        await started(rig)
+        rig.bodies[HOST].fail["reset"] = 1
+        with pytest.raises(NicagentError):
+            await rig.controller.reset(VM.uuid, TESTER)
+        assert DomainEvent.REBOOT not in rig.events(), "the line was not worked"
+        await rig.controller.reset(VM.uuid, TESTER)
+        assert rig.events().count(DomainEvent.REBOOT) == 1
+
+
 async def test_a_reboot_that_the_os_ignores_leaves_the_host_running(db: Path) -> None:
     async with Rig.live(db, bodies()) as rig:
         rig.bodies[HOST].ignores_shutdown = True

@@ -37,6 +37,8 @@ KEEPALIVE_SECONDS = (
 )
 ONCE_SECONDS = 30.0  # for the answer to a command that is not repeated; the driver's deadline is shorter
 LINE_LIMIT = 65536
+NO_SESSION = "no answer to the login"
+SILENCE = ("timeout", "timed out", "no longer connected", NO_SESSION)
 
 # IPMI 2.0, network function Chassis (00h): Get Chassis Status (28.2), Chassis Control (28.3).
 OPS: Mapping[str, tuple[int, tuple[int, ...]]] = {
@@ -92,10 +94,10 @@ class Bmc:
             send = self._send_once if op in ONCE else self._session.raw_command
             answer = send(netfn=0x00, command=command, data=data)
         except pyghmi.exceptions.IpmiException as error:
-            text = str(error) or "no session"
-            # pyghmi tells a refused login from a dead BMC by its words only.
-            silent = "timeout" in text or "timed out" in text or "no longer connected" in text
-            raise Trouble("silent" if silent else "denied", text) from None
+            # pyghmi tells a refused login from a dead BMC by its words only, and has none for a login to
+            # which nothing came at all.
+            text = str(error.args[0] or NO_SESSION) if error.args else NO_SESSION
+            raise Trouble("silent" if any(word in text for word in SILENCE) else "denied", text) from None
         except OSError as error:
             raise Trouble("silent", f"{error.strerror or error}") from None
         if answer.get("code"):

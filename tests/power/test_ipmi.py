@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -80,6 +81,20 @@ async def test_a_dead_bmc_delays_nobody_and_reads_unknown(tmp_path: Path) -> Non
             await driver.apply(PowerAction.ON, WHY)
         assert time.monotonic() - began < 0.2, "the circuit breaker let a command through to a dead BMC"
         assert "asked again in" in broken.value.hint
+
+
+async def test_a_bmc_that_is_silent_from_the_start_is_not_said_to_refuse_the_password(tmp_path: Path) -> None:
+    """The login has an end of its own, before the deadline."""
+    password = tmp_path / "password"
+    password.write_text("x\n")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bmc:
+        bmc.bind(("127.0.0.1", 0))
+        port = bmc.getsockname()[1]
+        config = IpmiPower(address="127.0.0.1", port=port, password_file=str(password), command_seconds=15.0)
+        async with driving(config) as driver:
+            with pytest.raises(NicagentError, match="does not answer") as silent:
+                await driver.apply(PowerAction.ON, WHY)
+    assert "password" not in f"{silent.value}{silent.value.hint}" and "None" not in str(silent.value)
 
 
 async def test_a_bmc_that_falls_silent_is_given_up_at_the_deadline_and_found_again(tmp_path: Path) -> None:
