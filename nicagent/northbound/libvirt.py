@@ -59,6 +59,7 @@ from nicagent.northbound.libvirt_domain import (
     MacHolders,
     bridges_of,
     live_part,
+    missed,
     tenant_of,
     to_domain,
     to_info,
@@ -309,6 +310,9 @@ class MetalDriver(Driver):
         return tenant_of(definition)
 
     def messages(self, uuid: bytes) -> list[str]:
+        return [*self._run_messages(uuid), *missed(self._documents.parsed(self._status(uuid).domain.xml))]
+
+    def _run_messages(self, uuid: bytes) -> list[str]:
         status = self._status(uuid)
         if status.host is not None:
             told = [f"on host {status.host}: {status.state.value}: {status.reason}"]

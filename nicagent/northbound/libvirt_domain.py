@@ -52,6 +52,13 @@ WISHES = "urn:nicagent:domain:1"
 # And one of this namespace in the live document says what was made of them.
 FACTS = "urn:nicagent:run:1"
 
+# Devices that an OS would look for. Others (video, input, rng, memballoon, controllers …) a server has of its
+# own, or does without and nobody notices.
+_LOOKED_FOR = frozenset(
+    ("filesystem", "hostdev", "iommu", "lease", "memory", "redirdev", "shmem", "smartcard", "tpm",
+     "vsock", "watchdog")
+)  # fmt: skip
+
 RUNNING_BOOTED = 1
 PASSWORD_LIMIT = 8  # bytes of a screen's password: the protocol has no place for more
 
@@ -301,6 +308,14 @@ def _pinned_host(definition: DomainDef) -> str | None:
 def tenant_of(definition: DomainDef) -> str | None:
     """Whose the domain says it is."""
     return word(definition, WISHES, "tenant")
+
+
+def missed(definition: DomainDef) -> list[str]:
+    """What the definition has that an OS would look for and a server is not given, in words."""
+    kinds = sorted({each.tag for each in definition.tree.iterfind("devices/*")} & _LOOKED_FOR)
+    return (
+        [f"kept in its definition, and nothing that a server is given: {', '.join(kinds)}"] if kinds else []
+    )
 
 
 def live_part(status: DomainStatus, ports: Mapping[str, str], mirrors: Mapping[str, Mirror]) -> Live:

@@ -9,7 +9,7 @@ import pytest
 from hypervisor_shim.xml.domain import parse_domain
 from nicagent.config import Segment
 from nicagent.errors import NicagentError
-from nicagent.northbound.libvirt_domain import bridges_of, to_domain
+from nicagent.northbound.libvirt_domain import bridges_of, missed, to_domain
 from tests.clients.documents import CLOUDS
 
 PIN = (
@@ -89,3 +89,17 @@ def test_what_a_cloud_writes_is_a_server(cloud: str, disks: list[str], vcpus: in
 def test_what_a_cloud_writes_and_no_server_has_is_named(cloud: str, why: str) -> None:
     with pytest.raises(NicagentError, match=why):
         to_domain(parse_domain(CLOUDS[cloud].xml), {"default": Path("/pool")}, {"*": "blue"})
+
+
+def test_devices_that_an_os_would_look_for_are_named_and_others_are_not() -> None:
+    """They are kept, since clouds write them; who misses one is told where to look for the reason."""
+    known = "<video><model type='none'/></video><memballoon model='virtio'/><input type='tablet' bus='usb'/>"
+    shared = "<filesystem type='mount'><source dir='/srv'/><target dir='srv'/></filesystem>"
+    xml = DOMAIN_WITH.format(known + shared + "<watchdog model='itco' action='reset'/>")
+    (said,) = missed(parse_domain(xml))
+    assert said.endswith("nothing that a server is given: filesystem, watchdog")
+    assert missed(parse_domain(DOMAIN_WITH.format(known))) == []
+
+
+DOMAIN_WITH = """<domain type='kvm'><name>web</name><memory unit='MiB'>512</memory><os><type>hvm</type></os>
+<devices>{}</devices></domain>"""
