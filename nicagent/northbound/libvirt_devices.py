@@ -118,8 +118,7 @@ class MetalDevices(Devices):
         ground = self._ground
         if not live:
             return interface_named(ground.persistent(uuid), name, {})
-        devices = {binding.mac: binding.device for binding in ground.status(uuid).bindings}
-        return interface_named(ground.live(uuid), name, devices)
+        return interface_named(ground.live(uuid), name, ground.port_names(ground.status(uuid)))
 
     async def _change(
         self, caller: Caller, uuid: bytes, device: Device, impact: Impact, edit: Edit, why: str
