@@ -80,7 +80,7 @@ async def _change_vcpus(session: Session, ref: Ref, count: int, flags: int) -> N
         await _statistics(session, "virDomainSetVcpusFlags").set_vcpus_live(session.caller, info.uuid, count)
     if impact & Impact.CONFIG:
         changed = with_vcpus(_config(session, info), count, maximum=bool(flags & _MAXIMUM))
-        await session.driver.define(session.caller, changed)
+        await session.driver.redefine(session.caller, changed)
 
 
 def _map(cpus: frozenset[int], size: int) -> bytes:
@@ -181,7 +181,7 @@ async def _change_memory(session: Session, ref: Ref, kib: int, flags: int) -> No
         await _statistics(session, "virDomainSetMemoryFlags").set_memory_live(session.caller, info.uuid, kib)
     if impact & Impact.CONFIG:
         changed = with_memory(_config(session, info), kib, maximum=bool(flags & _MAXIMUM))
-        await session.driver.define(session.caller, changed)
+        await session.driver.redefine(session.caller, changed)
 
 
 async def _memory_period(session: Session, ref: Ref, period: int, flags: int) -> None:

@@ -150,6 +150,10 @@ class Driver(ABC):
     async def define(self, caller: Caller, definition: DomainDef) -> DomainInfo:
         """Create or replace the persistent definition. `definition` is parsed, checked and normalised."""
 
+    async def redefine(self, caller: Caller, definition: DomainDef) -> None:
+        """Replace a persistent definition by one that differs in a figure, of which libvirtd tells nobody."""
+        await self.define(caller, definition)
+
     @abstractmethod
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None: ...
 

@@ -265,15 +265,21 @@ class MemoryDriver(Driver):
                     f"domain '{domain.info.name}' is already defined with uuid {uuid_text(definition.uuid)}",
                     origin=Origin.DOMAIN,
                 )
-            domain.config = definition
-            if domain.live is None:
-                was = domain.info  # its tenant stays until that is told
-                domain.info = replace(_described(definition), autostart=was.autostart, tenant=was.tenant)
-            else:
-                domain.info = replace(domain.info, persistent=True, updated=True)
+            self._take(domain, definition)
             detail = DefinedDetail.UPDATED
         self._tell(domain, Lifecycle.DEFINED, detail)
         return domain.info
+
+    async def redefine(self, caller: Caller, definition: DomainDef) -> None:
+        self._take(self._find(definition.uuid), definition)
+
+    def _take(self, domain: _Domain, definition: DomainDef) -> None:
+        domain.config = definition
+        if domain.live is None:
+            was = domain.info  # its tenant stays until that is told
+            domain.info = replace(_described(definition), autostart=was.autostart, tenant=was.tenant)
+        else:
+            domain.info = replace(domain.info, persistent=True, updated=True)
 
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
         domain = self._find(uuid)

@@ -360,6 +360,14 @@ class MetalDriver(Driver):
             await self._controller.define(domain, cause_of(caller, "define"))
         return self._infos[definition.uuid]
 
+    async def redefine(self, caller: Caller, definition: DomainDef) -> None:
+        known = uuid_text(definition.uuid)
+        with translated():
+            async with self._controller.devices.changing(known):
+                await self._controller.devices.describe(
+                    known, None, self._domain(definition), cause_of(caller, "redefine")
+                )
+
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:
         self._definition(uuid)
         await self._snapshots.forget(uuid, flags)

@@ -19,6 +19,8 @@ from hypervisor_shim.driver import (
     UndefineFlags,
 )
 from hypervisor_shim.errors import Code, LibvirtError
+from hypervisor_shim.xml.domain import parse_domain
+from hypervisor_shim.xml.domain_change import with_vcpus
 from nicagent.northbound.libvirt import MetalDriver
 from nicagent.northbound.libvirt_domain import WISHES
 from tests.fuzz.metal import Metal
@@ -92,6 +94,16 @@ async def test_it_is_told_as_a_change_of_metadata_once_and_as_nothing_else(metal
         (MetadataChangeEvent, MetadataKind.ELEMENT, "http://x.example/1"),
     ]
     assert len(heard.events) == len(told), f"libvirtd tells nothing else: {heard.events}"
+
+
+async def test_a_figure_of_the_definition_is_changed_in_silence(metal: MetalDriver) -> None:
+    """As setvcpus and setmem --config do it with libvirtd."""
+    heard = Heard()
+    metal.subscribe(heard)
+    known = parse_domain(metal.domain_xml(TEST_UUID, inactive=True, secure=True))
+    await metal.redefine(SOMEBODY, with_vcpus(known, 3, maximum=True))
+    assert parse_domain(metal.domain_xml(TEST_UUID, inactive=True, secure=True)).max_vcpus == 3
+    assert heard.events == []
 
 
 @pytest.mark.parametrize("metal", [True], indirect=True)
