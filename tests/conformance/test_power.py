@@ -33,11 +33,11 @@ from nicagent.power.build import make_power
 from nicagent.power.contract import PowerDriver
 from nicagent.power.gpio import GpioPowerDriver
 from nicagent.power.ipmi import IpmiPowerDriver
+from tests.power.driving import SETTLE, reads
 from tests.power.ipmi_sim import IpmiSim, free_udp_port
 from tests.power.server_body import ServerBody, quick
 
 WHY = Cause("the conformance suite", "to see what happens")
-SETTLE = 15.0  # seconds that a fact may take on a busy machine
 
 
 class Rig(abc.ABC):
@@ -62,9 +62,7 @@ class Rig(abc.ABC):
         """Presses and orders are taken, and nothing comes of them."""
 
     async def knows(self, wanted: Power) -> None:
-        async with asyncio.timeout(SETTLE):
-            while await self.driver.read() is not wanted:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await reads(self.driver, wanted)
 
     async def sees(self, so: Callable[[], bool]) -> None:
         async with asyncio.timeout(SETTLE):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,26 +19,11 @@ from nicagent.emulator.settings import Chassis as ChassisSettings
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
 from nicagent.power.build import make_power
-from nicagent.power.contract import PowerDriver
+from tests.power.driving import reads, started
 from tests.power.ipmi_sim import free_udp_port
 
 pytestmark = pytest.mark.guest
 WHY = Cause("the conformance suite", "to see what happens")
-
-
-@contextlib.asynccontextmanager
-async def started(driver: PowerDriver) -> AsyncIterator[PowerDriver]:
-    await driver.start()
-    try:
-        yield driver
-    finally:
-        await driver.close()
-
-
-async def knows(driver: PowerDriver, wanted: Power, seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while await driver.read() is not wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -112,7 +96,7 @@ async def test_glitches_of_the_led_are_no_events(chassis: Chassis) -> None:
         await driver.apply(PowerAction.ON, WHY)
         assert len(chassis.bank.waveform(chassis.settings.front_panel.power_button)) == touched
         chassis.clear_fault(None)
-        await knows(driver, Power.ON)
+        await reads(driver, Power.ON)
 
 
 async def test_a_dead_button_presses_nothing_and_is_let_go(chassis: Chassis) -> None:
@@ -137,7 +121,7 @@ async def test_a_silent_bmc_is_unknown_within_the_deadline_and_known_when_it_ans
     told: list[Power] = []
     async with started(make_power("h", polling(*bmc))) as driver:
         driver.watch(told.append)
-        await knows(driver, Power.OFF)
+        await reads(driver, Power.OFF)
         bmc[0].set_fault(Fault.BMC_SILENT, 1)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -147,18 +131,18 @@ async def test_a_silent_bmc_is_unknown_within_the_deadline_and_known_when_it_ans
         assert loop.time() - began <= driver.deadline(PowerAction.ON)
         assert await driver.read() is Power.UNKNOWN
         bmc[0].clear_fault(None)
-        await knows(driver, Power.OFF)
+        await reads(driver, Power.OFF)
         await driver.apply(PowerAction.ON, WHY)
-        await knows(driver, Power.ON)
+        await reads(driver, Power.ON)
     assert told == [Power.OFF, Power.UNKNOWN, Power.OFF, Power.ON]
 
 
 async def test_a_slow_bmc_is_waited_for_within_the_deadline(bmc: tuple[Chassis, BmcUnit]) -> None:
     async with started(make_power("h", polling(*bmc))) as driver:
-        await knows(driver, Power.OFF)
+        await reads(driver, Power.OFF)
         bmc[0].set_fault(Fault.BMC_SLOW, 0.4)
         await driver.apply(PowerAction.ON, WHY)
-        await knows(driver, Power.ON)
+        await reads(driver, Power.ON)
 
 
 async def test_a_bmc_that_says_yes_and_does_nothing_is_seen_by_its_facts(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ import pytest
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
 from nicagent.power.gpio import GpioPowerDriver
+from tests.power.driving import reads, started
 from tests.power.server_body import BUTTON, ServerBody, quick
 
 WHY = Cause("a test", "to see what happens")
@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 from nicagent.model import Cause, PowerAction
 from nicagent.power.gpio import GpioPowerDriver
+from tests.power.driving import reads, started
 from tests.power.server_body import quick
 
 async def main():
@@ -37,20 +38,8 @@ asyncio.run(main())
 """
 
 
-@contextlib.asynccontextmanager
-async def driving(body: ServerBody) -> AsyncIterator[GpioPowerDriver]:
-    driver = GpioPowerDriver("h", quick(body.path, active_high=body.active_high))
-    await driver.start()
-    try:
-        yield driver
-    finally:
-        await driver.close()
-
-
-async def says(driver: GpioPowerDriver, wanted: Power, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while await driver.read() is not wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+def driving(body: ServerBody) -> contextlib.AbstractAsyncContextManager[GpioPowerDriver]:
+    return started(GpioPowerDriver("h", quick(body.path, active_high=body.active_high)))
 
 
 @pytest.mark.parametrize("policy", ["keep", "input"])
@@ -61,7 +50,7 @@ async def test_no_edge_over_many_starts_and_stops_of_a_running_host(
     async with ServerBody(tmp_path / "lines", active_high=active_high, on_holder_death=policy) as body:
         async with driving(body) as driver:
             await driver.apply(PowerAction.ON, WHY)
-            await says(driver, Power.ON)
+            await reads(driver, Power.ON)
         asked = len(body.edges())
         for _ in range(10):
             async with driving(body) as driver:
@@ -93,14 +82,14 @@ async def test_lines_that_go_away_read_unknown_and_come_back(tmp_path: Path) -> 
         driver.watch(told.append)
         await driver.start()
     try:
-        await says(driver, Power.UNKNOWN)
+        await reads(driver, Power.UNKNOWN)
         with pytest.raises(NicagentError) as gone:
             await driver.apply(PowerAction.ON, WHY)
         assert gone.value.kind is Kind.UNAVAILABLE
         async with ServerBody(path) as second:
             second.state = type(second.state).ON
             second.show()
-            await says(driver, Power.ON)
+            await reads(driver, Power.ON)
             assert not second.edges(), "coming back moved a line"
             await driver.close()
     finally:

@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from nicagent.config import IpmiPower
 from nicagent.errors import Kind, NicagentError
 from nicagent.model import Cause, Power, PowerAction
 from nicagent.power.ipmi import IpmiPowerDriver
+from tests.power.driving import reads, started
 from tests.power.ipmi_sim import PASSWORD, IpmiSim, free_udp_port
 
 WHY = Cause("a test", "to see what happens")
@@ -36,20 +36,8 @@ def config_of(bmc: IpmiSim, **changes: object) -> IpmiPower:
     return IpmiPower(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-@contextlib.asynccontextmanager
-async def driving(config: IpmiPower) -> AsyncIterator[IpmiPowerDriver]:
-    driver = IpmiPowerDriver("h", config, spacing=0.02, longest_backoff=0.5)
-    await driver.start()
-    try:
-        yield driver
-    finally:
-        await driver.close()
-
-
-async def says(driver: IpmiPowerDriver, wanted: Power, seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while await driver.read() is not wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+def driving(config: IpmiPower) -> contextlib.AbstractAsyncContextManager[IpmiPowerDriver]:
+    return started(IpmiPowerDriver("h", config, spacing=0.02, longest_backoff=0.5))
 
 
 def workers_of(pid: int) -> list[int]:
@@ -99,7 +87,7 @@ async def test_a_bmc_that_is_silent_from_the_start_is_not_said_to_refuse_the_pas
 
 async def test_a_bmc_that_falls_silent_is_given_up_at_the_deadline_and_found_again(tmp_path: Path) -> None:
     async with IpmiSim(tmp_path / "bmc") as bmc, driving(config_of(bmc)) as driver:
-        await says(driver, Power.OFF)
+        await reads(driver, Power.OFF)
         bmc.freeze()
         began = time.monotonic()
         with pytest.raises(NicagentError) as silent:
@@ -116,20 +104,20 @@ async def test_a_bmc_that_falls_silent_is_given_up_at_the_deadline_and_found_aga
 
 async def test_a_bmc_that_restarts_is_logged_in_to_again(tmp_path: Path) -> None:
     async with IpmiSim(tmp_path / "bmc") as bmc, driving(config_of(bmc)) as driver:
-        await says(driver, Power.OFF)
+        await reads(driver, Power.OFF)
         await bmc.end()
-        await says(driver, Power.UNKNOWN)
+        await reads(driver, Power.UNKNOWN)
         await bmc.begin()
-        await says(driver, Power.OFF)
+        await reads(driver, Power.OFF)
         await driver.apply(PowerAction.ON, WHY)
-        await says(driver, Power.ON)
+        await reads(driver, Power.ON)
 
 
 async def test_a_reset_is_sent_once_even_if_nobody_answers(tmp_path: Path) -> None:
     async with IpmiSim(tmp_path / "bmc") as bmc:
         bmc.set_power(True)
         async with driving(config_of(bmc, command_seconds=2.5, poll_seconds=60.0)) as driver:
-            await says(driver, Power.ON)
+            await reads(driver, Power.ON)
             bmc.freeze()  # datagrams wait in its socket meanwhile, and are all acted on
             with pytest.raises(NicagentError):
                 await driver.apply(PowerAction.RESET, WHY)
@@ -167,7 +155,7 @@ async def test_the_password_is_in_no_argument_environment_or_log(
     async with IpmiSim(tmp_path / "bmc") as bmc:
         with caplog.at_level(logging.DEBUG):
             async with driving(config_of(bmc)) as driver:
-                await says(driver, Power.OFF)
+                await reads(driver, Power.OFF)
                 await driver.apply(PowerAction.ON, WHY)
                 (worker,) = workers_of(os.getpid())
                 for secret_free in ("cmdline", "environ"):
@@ -185,15 +173,15 @@ async def test_a_cancelled_caller_leaves_the_conversation_whole(tmp_path: Path) 
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await driver.apply(PowerAction.ON, WHY)
-        await says(driver, Power.ON)
+        await reads(driver, Power.ON)
         await driver.apply(PowerAction.OFF, WHY)
-        await says(driver, Power.OFF)
+        await reads(driver, Power.OFF)
 
 
 async def test_close_ends_the_worker_even_while_the_bmc_is_silent(tmp_path: Path) -> None:
     async with IpmiSim(tmp_path / "bmc") as bmc:
         async with driving(config_of(bmc, command_seconds=30.0)) as driver:
-            await says(driver, Power.OFF)
+            await reads(driver, Power.OFF)
             bmc.freeze()
             task = asyncio.create_task(driver.apply(PowerAction.ON, WHY))
             await asyncio.sleep(0.2)

@@ -66,10 +66,8 @@ class Bench:
 
     def nicagent(self, *words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """A `nicagent` command beside the agent, with its config."""
-        argv = ["ip", "netns", "exec", self.agent.name, sys.executable, "-m", "nicagent.cli", *words]
-        return subprocess.run(
-            [*argv, "-c", str(self.agent.config)], capture_output=True, text=True, timeout=seconds
-        )
+        argv = self.agent.beside(sys.executable, "-m", "nicagent.cli", *words, "-c", self.agent.config)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=seconds)
 
     def doctor(self) -> str:
         return self.nicagent("doctor").stdout
@@ -124,7 +122,7 @@ class Bench:
         found |= {str(path) for path in run.rglob("*") if not path.is_dir() and not _chose_nothing(path)}
         found |= {str(path) for path in (lab_directory() / self.host / "slot").iterdir()}
         ports = subprocess.run(
-            ["ip", "netns", "exec", self.agent.name, "ss", "-Hlntu"],
+            self.agent.beside("ss", "-Hlntu"),
             capture_output=True,
             text=True,
             check=True,
@@ -316,7 +314,7 @@ def taken(bench: Bench, address: str, port: int) -> Iterator[None]:
         "import socket, sys; s = socket.create_server((sys.argv[1], int(sys.argv[2]))); print(flush=True);"
         "sys.stdin.read()"
     )
-    argv = ["ip", "netns", "exec", bench.agent.name, sys.executable, "-c", code, address, str(port)]
+    argv = bench.agent.beside(sys.executable, "-c", code, address, str(port))
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline(), "the other program could not listen"

@@ -77,10 +77,7 @@ def file(agent: Agent, text: str) -> str:
 
 
 def inside(agent: Agent, *argv: str) -> str:
-    done = subprocess.run(
-        ["ip", "netns", "exec", agent.name, *argv], capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    return subprocess.run(agent.beside(*argv), capture_output=True, text=True, check=True).stdout
 
 
 def test_a_network_that_a_client_defines_outlives_a_sigkill(agent: Agent) -> None:
