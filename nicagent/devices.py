@@ -17,7 +17,7 @@ from nicagent.lifecycle import Event
 from nicagent.model import Cause, Domain, DomainStatus, HostState
 from nicagent.placement import Placement
 from nicagent.store import Run
-from nicagent.walker import AGENT
+from nicagent.walker import AGENT, Walker
 
 log = logging.getLogger("nicagent.controller")
 
@@ -57,12 +57,9 @@ class Devices:
         """
         async with self._placing:
             if config is not None:
-                self._domains.persistent(uuid, "transient domains do not have any persistent config")
-                self._domains.check(config)
+                self._check_config(uuid, config)
             if live is not None:
-                walker = self._domains.running_on(uuid)
-                run = walker.record.run
-                assert run is not None
+                walker, run = self._running(uuid)
                 self._check_jobs(run, live)
                 before, after = run, await self._placement.replan(run, live, walker.parts)
         if live is not None:
@@ -87,12 +84,9 @@ class Devices:
         Raises WRONG_STATE (not running, transient), UNSUPPORTED (pinned to another host than it runs on).
         """
         if config is not None:
-            self._domains.persistent(uuid, "transient domains do not have any persistent config")
-            self._domains.check(config)
+            self._check_config(uuid, config)
         if live is not None:
-            walker = self._domains.running_on(uuid)
-            run = walker.record.run
-            assert run is not None
+            walker, run = self._running(uuid)
             if live.host not in (None, walker.parts.name):
                 raise NicagentError(
                     Kind.UNSUPPORTED,
@@ -106,6 +100,15 @@ class Devices:
         status = self._domains.status(uuid)
         log.info("domain %s is described otherwise (%s)", status.domain.name, cause)
         self._changes.emit(domain=status)
+
+    def _check_config(self, uuid: str, config: Domain) -> None:
+        self._domains.persistent(uuid, "transient domains do not have any persistent config")
+        self._domains.check(config)
+
+    def _running(self, uuid: str) -> tuple[Walker, Run]:
+        walker = self._domains.running_on(uuid)
+        assert walker.record.run is not None
+        return walker, walker.record.run
 
     def _check_jobs(self, run: Run, wanted: Domain) -> None:
         """A disk that a job works on stays as it is until the job has ended."""
