@@ -101,8 +101,13 @@ async def _serve(
     keyring = Keyring(store, functools.partial(exportkeys.users, config.hosts))
     await inventories.load()
     await keyring.load()
+    parts: dict[str, Parts] = {}
+
+    async def connected(host: str) -> bool:
+        return any(export.connected for export in await parts[host].storage.status())
+
     provisioner = (
-        Provisioner(run_dir / "provision", Path(config.agent.artefacts), inventories.report)
+        Provisioner(run_dir / "provision", Path(config.agent.artefacts), inventories.report, connected)
         if links
         else None
     )
@@ -122,7 +127,6 @@ async def _serve(
     }
     screens = _make_screens(config)
     displays = ScreenDisplays(screens, config.graphics)
-    parts = {}
     for name, host in config.hosts.items():
         initiator = await store.initiator(
             name, functools.partial(identity.initiator, name, host.provision.mac if host.provision else None)

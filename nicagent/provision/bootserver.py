@@ -28,11 +28,11 @@ class BootServer:
         files: Mapping[str, Path],
         script: Callable[[], str],
         report: Callable[[bytes], Awaitable[None]],
-        login: Callable[[], str] = lambda: "",
+        login: Callable[[], Awaitable[str]],
     ) -> None:
         """`files` may be fetched under their names; `script` renders the host's script of this moment;
         `report` takes what the host tells of itself, and raises what is wrong with it; `login` tells what it
-        proves itself with."""
+        proves itself with, and raises when it has done so."""
         self._link = link
         self._files = dict(files)
         self._script = script
@@ -82,19 +82,22 @@ class BootServer:
         if name == f"{self._link.host}.ipxe":
             return web.Response(text=self._script(), headers={"Cache-Control": "no-store"})
         if name == LOGIN:
-            return self._serve_login(request)
+            return await self._serve_login(request)
         path = self._files.get(name)
         if path is None or not path.is_file():
             raise web.HTTPNotFound
         return web.FileResponse(path)
 
-    def _serve_login(self, request: web.Request) -> web.StreamResponse:
-        """For whoever may use a port below 1024 on the host: stage-1, and root in the tenant's OS, who has it
-        anyway. Any other process there would be the host's root with it."""
+    async def _serve_login(self, request: web.Request) -> web.StreamResponse:
+        """For whoever may use a port below 1024 on the host, while it boots: stage-1. Root in the tenant's OS
+        has it anyway; any other process there would be root with it."""
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         if peer is None or peer[1] >= PRIVILEGED_PORTS:
             raise web.HTTPForbidden(text="ask from a port below 1024\n")
-        login = self._login()
+        try:
+            login = await self._login()
+        except NicagentError as refused:
+            raise web.HTTPConflict(text=f"{refused}\n") from None
         if not login:
             raise web.HTTPNotFound
         return web.Response(text=login, headers={"Cache-Control": "no-store"})

@@ -37,6 +37,7 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0  # between attempts at a lin
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Report = Callable[[str, bytes], Awaitable[None]]
+Connected = Callable[[str], Awaitable[bool]]
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,16 @@ class _Down:
 class Provisioner:
     """Declarative and idempotent: `start` and `choose` say what shall be, whatever a former agent left."""
 
-    def __init__(self, run_dir: Path, artefacts: Path, report: Report | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, artefacts: Path, report: Report | None = None, connected: Connected | None = None
+    ) -> None:
         """`run_dir` keeps pidfiles and choices across agents; `artefacts` holds vmlinuz and stage1.img;
-        `report` is told what a host's stage-1 has found (host, JSON), and raises INVALID."""
+        `report` is told what a host's stage-1 has found (host, JSON), and raises INVALID; `connected` tells
+        whether a host uses its disks."""
         self._run_dir = run_dir
         self._artefacts = artefacts
         self._report = report
+        self._connected = connected
         self._served: dict[str, _Served] = {}
         self._down: dict[str, _Down] = {}
 
@@ -260,9 +265,15 @@ class Provisioner:
             return script.render(link, choice)
         return script.render(link, None, known=False)
 
-    def _login(self, host: str) -> str:
+    async def _login(self, host: str) -> str:
+        """What `host` proves itself with. Raises WRONG_STATE once it has: no stage-1 asks then."""
         choice = self._choice(host)
-        return choice.login if isinstance(choice, BootChoice) else ""
+        login = choice.login if isinstance(choice, BootChoice) else ""
+        if login and self._connected is not None and await self._connected(host):
+            raise NicagentError(
+                Kind.WRONG_STATE, f"{host} is connected to its disks already", "its kernel has it"
+            )
+        return login
 
     def _choice_file(self, host: str) -> Path:
         return self._run_dir / host / "choice.json"

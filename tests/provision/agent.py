@@ -38,8 +38,13 @@ async def keep(host: str, body: bytes) -> None:
     Path(sys.argv[1], f"{host}.told").write_bytes(body)
 
 
+async def connected(host: str) -> bool:
+    """A host uses its disks while this file is there."""
+    return Path(sys.argv[1], f"{host}.connected").exists()
+
+
 async def main() -> None:
-    provisioner = Provisioner(Path(sys.argv[1]), Path(sys.argv[2]), keep)
+    provisioner = Provisioner(Path(sys.argv[1]), Path(sys.argv[2]), keep, connected)
     while line := await asyncio.to_thread(sys.stdin.readline):
         try:
             await obey(provisioner, line)

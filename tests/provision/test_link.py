@@ -352,6 +352,9 @@ def test_what_a_host_proves_itself_with_is_for_its_root_alone(lab: Lab) -> None:
     assert lab.get("/boot/login") == "status 403", "any process of the tenant's OS could have the key"
     told = f"dhchap_secret={KEYED.secret},dhchap_ctrl_secret={KEYED.controller_secret}"
     assert lab.ask("get", "/boot/login", "999") == told
+    (lab.run / "metal-1.connected").touch()
+    assert lab.ask("get", "/boot/login", "997") == "status 409", "who has its disks has booted"
+    (lab.run / "metal-1.connected").unlink()
     stage1 = f". {ROOT}/boot/stage1/login.sh; login http://172.31.0.1:8080/boot/login"
     assert lab.host("/usr/bin/busybox", "sh", "-c", stage1) == told, "stage-1 does not get it"
 

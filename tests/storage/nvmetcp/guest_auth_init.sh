@@ -42,7 +42,7 @@ while read -r what options; do
     dmesg -c > /dev/null
     echo "$options" > /sys/class/nvme/nvme0/dhchap_secret
     n=0
-    until dmesg | grep -q 'qid 2: authenticated'; do n=$((n + 1)); [ $n -gt 100 ] && break; usleep 100000; done
+    until dmesg | grep -q 'qid 0: authenticated'; do n=$((n + 1)); [ $n -gt 100 ] && break; usleep 100000; done
     say "proved $(proof) $(disk)"
     ;;
   end) break ;;
