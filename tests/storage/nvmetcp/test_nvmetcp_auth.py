@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import chap
+import msgspec
 import pytest
 from chap import (
     ATR,
@@ -26,6 +30,10 @@ from chap import (
 )
 from initiator import DISCOVERY, DNR, IDENTIFY, READ, Closed, Connection, Host, Options, span
 from target_process import HOST, NQN, TargetProcess, file_backend, namespace
+
+from nicagent.storage.nvmetcp import queue
+from nicagent.storage.nvmetcp.config import TargetConfig
+from nicagent.storage.nvmetcp.target import Target
 
 KEY, CONTROLLER_KEY = secret(1), secret(2)
 AUTH = {"key": KEY, "controller_key": CONTROLLER_KEY}
@@ -308,3 +316,33 @@ def test_a_wrong_secret_is_told_without_repeating_it(
     assert auth["key"] not in answer["error"]
     with admin(guarded) as connection:
         Prover(KEY).login(connection)
+
+
+# Its time ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_exchange_has_its_time(
+    begun: bool, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "AUTHENTICATION_DEADLINE", 0.3)  # 30 s
+    template = TargetProcess(tmp_path, [namespace(1, file_backend(disk))], auth=dict(AUTH))
+    ours = Target()
+    await ours.apply(msgspec.convert(template.config(), TargetConfig))
+
+    def dawdle() -> None:
+        with admin(template) as connection:
+            if begun:  # a host that is known, and begins again
+                Prover(KEY).login(connection)
+                time.sleep(0.6)
+                assert connection.fabrics(4, (1, 0)).status == 0, "a finished exchange has no deadline"
+                send(connection, negotiate())
+            began = time.monotonic()
+            with pytest.raises(Closed):
+                connection.receive()
+            assert 0.1 < time.monotonic() - began < 10
+
+    try:
+        await asyncio.to_thread(dawdle)
+    finally:
+        await ours.close()
