@@ -37,7 +37,8 @@ MAC = "02:00:00:01:00:02"  # of the one NIC that leads to a segment
 NAME = "web-1"
 LOAD = """
 (n=0; while [ ! -e stop ]; do n=$((n+1)); f=load.$((n%4));
- cat /dev/shm/seed > $f.new && sync -d $f.new && mv $f.new $f && echo $n > count || echo bad >> failed;
+ cat /dev/shm/seed > $f.new && sync -d $f.new && mv $f.new $f &&
+ echo $n > n.new && mv n.new count || echo bad >> failed;
  done &)
 """
 
