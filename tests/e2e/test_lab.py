@@ -9,7 +9,7 @@ from tests.e2e.labs import Labs, Suite
 
 SUITES = (
     Suite("test_survival.py", "a running host survives whatever happens to its agent", 1200),
-    Suite("test_errors.py", "mistakes and broken things are told in a sentence", 440),
+    Suite("test_errors.py", "mistakes and broken things are told in a sentence", 500),
     Suite("test_guest_agent.py", "the OS on metal is asked through its own agent", 600, "guest.toml"),
     Suite("test_hotplug.py", "disks and ports come and go under a running OS", 700),
     Suite("test_pools.py", "volumes are whole whatever happens to the agent", 200),
