@@ -205,9 +205,9 @@ def test_clients_are_told_when_its_agent_goes_and_comes(running: Running) -> Non
 
         def listening() -> bool:
             running.virsh("desc", "web", "--config", "as before")
-            return "lifecycle" in log.read_text()
+            return "metadata-change" in log.read_text()
 
-        until(listening, "virsh is told of a changed definition")
+        until(listening, "virsh is told of a changed description")
         running.console.run(f"echo {PASSWORD} | sudo -S true")
         for verb, state in (("stop", "disconnected"), ("start", "connected")):
             running.console.run(f"sudo systemctl {verb} qemu-guest-agent")
