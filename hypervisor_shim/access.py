@@ -336,13 +336,11 @@ class _VisibleDomains:
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         if metadata.kind is MetadataKind.ELEMENT:  # one of them may say whose the domain is
-            now = self._driver.domain(uuid)
-            runs = now is not None and now.active
-            live = runs and impact is not Impact.CONFIG
-            config = not runs or impact & Impact.CONFIG
-            for inactive in [False] * bool(live) + [True] * bool(config):
-                known = parse_domain(self._driver.domain_xml(uuid, inactive=inactive, secure=True))
-                self.check(set_metadata(known, metadata), Right.CONFIGURE, "virDomainSetMetadata")
+            info = self._driver.domain(uuid)
+            for part in info.meant(impact) if info is not None else ():
+                xml = self._driver.domain_xml(uuid, inactive=part is Impact.CONFIG, secure=True)
+                becomes = set_metadata(parse_domain(xml), metadata)
+                self.check(becomes, Right.CONFIGURE, "virDomainSetMetadata")
         await self._driver.set_metadata(caller, uuid, metadata, impact)
 
     async def undefine(self, caller: Caller, uuid: bytes, flags: UndefineFlags) -> None:

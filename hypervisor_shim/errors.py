@@ -217,6 +217,11 @@ def uuid_text(uuid: bytes) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
+def unsupported(function: str) -> LibvirtError:
+    """Code 3, as libvirt words it. `function` is the public API name, e.g. `virDomainSuspend`."""
+    return error(Code.NO_SUPPORT, function)
+
+
 def no_domain(uuid: bytes, name: str | None = None) -> LibvirtError:
     """The answer to any call on a domain that is not (or no longer) there."""
     named = f" ({name})" if name is not None else ""

@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 
 _TURN = 0.0005  # seconds that sockets are served before the loop's other work has its turn
 _BATCH = 64  # sockets that are served between two looks at the clock
-_FEW, _MANY = 480, 256 * 1024  # bytes: asked for of a client that makes calls, or that sends data
-_SHORT = 4096  # bytes: an answer that may wait until the batch is read
+_FEW, _MANY = 4096, 256 * 1024  # bytes: asked for of a client that makes calls, or that sends data
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _WRITE_HIGH = 64 * 1024  # unless `set_write_buffer_limits` says otherwise
 
@@ -129,7 +128,7 @@ class PlainSocket(asyncio.Transport):
         self._receiver = receiver
         self._amount = _FEW
         self._mask = 0
-        self._unsent: bytes | bytearray | memoryview = b""  # a bytearray once more was added
+        self._unsent = bytearray()
         self._high = _WRITE_HIGH
         self._full = False  # the receiver was told to write no more
         self._closing = False
@@ -177,12 +176,7 @@ class PlainSocket(asyncio.Transport):
         except OSError as failed:
             self._lose(failed)
             return
-        if sent == len(self._unsent):
-            self._unsent = b""
-        elif isinstance(self._unsent, bytearray):
-            del self._unsent[:sent]
-        else:
-            self._unsent = bytearray(self._unsent[sent:])
+        del self._unsent[:sent]
         if self._unsent:
             self._watch(self._mask | _OUT)
         elif self._mask & _OUT:
@@ -205,11 +199,9 @@ class PlainSocket(asyncio.Transport):
         if self._lost:
             return
         all = self._all
-        if all.gathering and len(data) < _SHORT:
+        if all.gathering and len(data) < _FEW:
             if not self._unsent:
                 all.written.append(self)
-                self._unsent = data
-                return
         elif not self._unsent:
             try:
                 sent = self._sock.send(data)
@@ -222,8 +214,6 @@ class PlainSocket(asyncio.Transport):
                 return
             data = memoryview(data)[sent:]
             self._watch(self._mask | _OUT)
-        if not isinstance(self._unsent, bytearray):
-            self._unsent = bytearray(self._unsent)
         self._unsent += data
         if not self._full and len(self._unsent) > self._high:
             self._full = True
@@ -265,7 +255,7 @@ class PlainSocket(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._closing = True
-        self._unsent = b""
+        self._unsent.clear()
         self._watch(0)
         self._all.forget(self._number, self._end, cause)
 

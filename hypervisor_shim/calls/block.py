@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, known_flags, running_domain
-from hypervisor_shim.calls.devices import resolved
+from hypervisor_shim.calls.checks import (
+    DOMAIN,
+    TEXT_OKAY,
+    Param,
+    Ref,
+    find_domain,
+    known_flags,
+    resolved,
+    running_domain,
+    typed,
+)
 from hypervisor_shim.driver import Impact, served
 from hypervisor_shim.driver.block import IO_TUNE_NAMES, Copy
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
@@ -14,7 +21,6 @@ from hypervisor_shim.session import Session
 from hypervisor_shim.xdr import INT, OPTIONAL_TEXT, TEXT, TYPED_PARAM, UHYPER, UINT, Array, Record, Tag
 from hypervisor_shim.xml.device import copy_destination
 
-Param = tuple[str, int, Any]
 _MIB = 1 << 20
 _KIB = 1 << 10
 _SIZE_MAX = (1 << 63) - 1
@@ -47,12 +53,14 @@ async def _resize(session: Session, ref: Ref, disk: str, size: int, flags: int) 
 
 # ---- limits --------------------------------------------------------------------------------------
 
+_IO_TUNE = {name: Tag.STRING if name == "group_name" else Tag.ULLONG for name in IO_TUNE_NAMES}
+
 
 def _io_tune(session: Session, ref: Ref, disk: str | None, count: int, flags: int) -> tuple[list[Param], int]:
     function = "virDomainGetBlockIoTune"
     block = served(session.driver.block, function)
     info = find_domain(session, ref)
-    impact = resolved(info, flags & ~4, function)  # bit 2: the client takes text, as all do
+    impact = resolved(info, flags & ~TEXT_OKAY, function)
     if impact is Impact.LIVE | Impact.CONFIG:
         message = "flags 'affect live' and 'affect config' are mutually exclusive"
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
@@ -60,10 +68,8 @@ def _io_tune(session: Session, ref: Ref, disk: str | None, count: int, flags: in
         return [], len(IO_TUNE_NAMES)
     found = block.io_tune(info.uuid, disk, impact)
     shown: list[Param] = [
-        (name, Tag.STRING, str(found.get(name) or ""))
-        if name == "group_name"
-        else (name, Tag.ULLONG, int(found.get(name) or 0))
-        for name in IO_TUNE_NAMES
+        (name, tag, str(found.get(name) or "") if tag is Tag.STRING else int(found.get(name) or 0))
+        for name, tag in _IO_TUNE.items()
     ]
     return shown[:count], len(shown)
 
@@ -74,25 +80,13 @@ async def _set_io_tune(session: Session, ref: Ref, disk: str, params: list[Param
     info = find_domain(session, ref)
     impact = resolved(info, flags, function)
     given: dict[str, int | str] = {}
-    for name, tag, value in params:
-        if name not in IO_TUNE_NAMES:
-            raise error(Code.INVALID_ARG, f"parameter '{name}' not supported", origin=Origin.NONE)
-        wanted = Tag.STRING if name == "group_name" else Tag.ULLONG
-        if tag != wanted:
-            detail = f"invalid type '{_type(tag)}' for parameter '{name}', expected '{_type(wanted)}'"
-            raise error(Code.INVALID_ARG, detail, origin=Origin.NONE)
+    for name, value in typed(params, _IO_TUNE):
         if isinstance(value, int) and value > _SIZE_MAX:
             raise error(
                 Code.ARGUMENT_UNSUPPORTED, f"block I/O throttle limit value must be no more than {_SIZE_MAX}"
             )
         given[name] = value
     await block.set_io_tune(session.caller, info.uuid, disk, given, impact)
-
-
-def _type(tag: int) -> str:
-    return {Tag.STRING: "string", Tag.DOUBLE: "double", Tag.BOOLEAN: "boolean"}.get(
-        Tag(tag), Tag(tag).name.lower()
-    )
 
 
 # ---- jobs ----------------------------------------------------------------------------------------

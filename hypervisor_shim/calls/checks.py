@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from hypervisor_shim.driver import DomainInfo, Impact, State
 from hypervisor_shim.driver.snapshot import Snapshots
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error, no_domain, not_running
 from hypervisor_shim.session import Session
-from hypervisor_shim.xdr import DomainRef
+from hypervisor_shim.xdr import DomainRef, Tag
 
 Ref = tuple[bytes, bytes]  # UUID and name, as the client sent them
 DOMAIN = DomainRef()
+Param = tuple[str, int, Any]  # a typed parameter: name, tag, value
+TEXT_OKAY = 4  # flag of calls that tell typed parameters: the client takes text, as all do
 
 
 def find_domain(session: Session, ref: Ref) -> DomainInfo:
@@ -59,6 +62,23 @@ def impact_of(info: DomainInfo, flags: int, function: str) -> Impact:
     if impact & Impact.CONFIG and not info.persistent:
         raise error(Code.OPERATION_INVALID, "transient domains do not have any persistent config")
     return impact
+
+
+def resolved(info: DomainInfo, flags: int, function: str) -> Impact:
+    """LIVE, CONFIG or both: no flag means whatever the domain is now."""
+    return info.meant(impact_of(info, flags, function))
+
+
+def typed(params: Iterable[Param], wanted: Mapping[str, Tag]) -> Iterator[tuple[str, Any]]:
+    """Parameters that a call takes, by name. Raises INVALID_ARG for others, and for another type of value."""
+    for name, tag, value in params:
+        if name not in wanted:
+            raise error(Code.INVALID_ARG, f"parameter '{name}' not supported", origin=Origin.NONE)
+        if tag != wanted[name]:
+            told = f"invalid type '{Tag(tag).name.lower()}' for parameter '{name}'"
+            said = f"{told}, expected '{wanted[name].name.lower()}'"
+            raise error(Code.INVALID_ARG, said, origin=Origin.NONE)
+        yield name, value
 
 
 #: Filters of virConnectListAllDomains: groups of bits; one with none or all of its bits set filters nothing.

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, impact_of, known_flags
+from hypervisor_shim.calls.checks import (
+    DOMAIN,
+    TEXT_OKAY,
+    Param,
+    Ref,
+    find_domain,
+    known_flags,
+    resolved,
+    typed,
+)
 from hypervisor_shim.calls.documents import parsed
-from hypervisor_shim.driver import Caller, DomainInfo, Impact, served
+from hypervisor_shim.driver import Caller, Impact, served
 from hypervisor_shim.driver.devices import Devices
 from hypervisor_shim.errors import Code, LibvirtError, Origin, error
 from hypervisor_shim.procedures import Kind, Procedure
@@ -16,18 +24,11 @@ from hypervisor_shim.xdr import INT, TEXT, TYPED_PARAM, UINT, Array, Record, Tag
 from hypervisor_shim.xml.device import parse_device
 from hypervisor_shim.xml.domain_def import Device, Rate
 
-_TEXT_OKAY, _UINT_MAX = 4, 0xFFFFFFFF
+_UINT_MAX = 0xFFFFFFFF
 _LIVE, _FORCE = 1, 4  # bit 2 of update: also what the guest has locked
 
-Param = tuple[str, int, Any]
 Change = Callable[[Caller, bytes, Device, Impact], Awaitable[None]]
 Choose = Callable[[Devices], Change]
-
-
-def resolved(info: DomainInfo, flags: int, function: str) -> Impact:
-    """LIVE, CONFIG or both: no flag means whatever the domain is now."""
-    impact = impact_of(info, flags, function)
-    return impact or (Impact.LIVE if info.active else Impact.CONFIG)
 
 
 async def _change(session: Session, ref: Ref, xml: str, flags: int, function: str, choose: Choose) -> None:
@@ -71,7 +72,7 @@ def _get_bandwidth(
     function = "virDomainGetInterfaceParameters"
     devices = served(session.driver.devices, function)
     info = find_domain(session, ref)
-    impact = resolved(info, flags & ~_TEXT_OKAY, function)
+    impact = resolved(info, flags & ~TEXT_OKAY, function)
     if impact is Impact.LIVE | Impact.CONFIG:
         message = "Flags 'VIR_DOMAIN_AFFECT_LIVE' and 'VIR_DOMAIN_AFFECT_CONFIG' are mutually exclusive"
         raise LibvirtError(Code.INVALID_ARG, message, origin=Origin.DOMAIN)
@@ -92,12 +93,7 @@ async def _set_bandwidth(session: Session, ref: Ref, interface: str, params: lis
     info = find_domain(session, ref)
     impact = resolved(info, flags, function)
     given: dict[str, int] = {}
-    for name, tag, value in params:
-        if name not in _RATES:
-            raise error(Code.INVALID_ARG, f"parameter '{name}' not supported", origin=Origin.NONE)
-        if tag != Tag.UINT:
-            said = f"invalid type '{Tag(tag).name.lower()}' for parameter '{name}', expected 'uint'"
-            raise error(Code.INVALID_ARG, said, origin=Origin.NONE)
+    for name, value in typed(params, dict.fromkeys(_RATES, Tag.UINT)):
         if name in given:
             raise error(Code.INVALID_ARG, f"parameter '{name}' occurs multiple times", origin=Origin.NONE)
         given[name] = int(value)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from hypervisor_shim.calls.checks import DOMAIN, Ref, find_domain, impact_of, known_flags, running_domain
+from hypervisor_shim.calls.checks import (
+    DOMAIN,
+    Ref,
+    find_domain,
+    impact_of,
+    known_flags,
+    resolved,
+    running_domain,
+)
 from hypervisor_shim.calls.statistics import counted
 from hypervisor_shim.driver import DomainInfo, Impact, served
 from hypervisor_shim.driver.statistics import Param, Statistics, Tuning, Vcpu
@@ -31,11 +39,6 @@ def _config(session: Session, info: DomainInfo) -> DomainDef:
     return parse_domain(session.driver.domain_xml(info.uuid, inactive=True, secure=True))
 
 
-def _effective(info: DomainInfo, impact: Impact) -> Impact:
-    """CURRENT resolved."""
-    return impact or (Impact.LIVE if info.active else Impact.CONFIG)
-
-
 # ---- processors ----------------------------------------------------------------------------------
 
 
@@ -46,7 +49,7 @@ def _get_vcpus_flags(session: Session, ref: Ref, flags: int) -> int:
         raise error(
             Code.OPERATION_UNSUPPORTED, "what the guest has of its processors is told by `virsh guestvcpus`"
         )
-    impact = _effective(info, impact_of(info, flags & 3, "virDomainGetVcpusFlags"))
+    impact = resolved(info, flags & 3, "virDomainGetVcpusFlags")
     if impact & Impact.LIVE:
         return info.max_vcpus if flags & _MAXIMUM else info.vcpus
     config = _config(session, info)
@@ -66,7 +69,7 @@ async def _change_vcpus(session: Session, ref: Ref, count: int, flags: int) -> N
             f"invalid argument: number of virtual CPUs in virDomainSetVcpusFlags must be 1 to {LIST_MAX}",
             origin=Origin.DOMAIN,
         )
-    impact = _effective(info, impact_of(info, flags & 3, "virDomainSetVcpusFlags"))
+    impact = resolved(info, flags & 3, "virDomainSetVcpusFlags")
     if flags & (_GUEST | _HOTPLUGGABLE):
         raise error(Code.OPERATION_UNSUPPORTED, "processors are not taken away from a running OS here")
     if impact & Impact.LIVE and flags & _MAXIMUM:
@@ -117,7 +120,7 @@ async def _get_vcpus(session: Session, ref: Ref, most: int, size: int) -> tuple[
 
 def _get_pins(session: Session, ref: Ref, count: int, size: int, flags: int) -> tuple[bytes, int]:
     info = find_domain(session, ref)
-    impact = _effective(info, impact_of(info, flags, "virDomainGetVcpuPinInfo"))
+    impact = resolved(info, flags, "virDomainGetVcpuPinInfo")
     if not 0 <= count <= LIST_MAX or not 0 <= count * size <= CPUMAPS_MAX:
         raise rpc_error("ncpumaps * maplen > REMOTE_CPUMAPS_MAX")
     maps = _statistics(session, "virDomainGetVcpuPinInfo").affinity(info.uuid, impact)[:count]
@@ -126,7 +129,7 @@ def _get_pins(session: Session, ref: Ref, count: int, size: int, flags: int) -> 
 
 def _get_emulator_pin(session: Session, ref: Ref, size: int, flags: int) -> tuple[bytes, int]:
     info = find_domain(session, ref)
-    impact = _effective(info, impact_of(info, flags, "virDomainGetEmulatorPinInfo"))
+    impact = resolved(info, flags, "virDomainGetEmulatorPinInfo")
     if not 0 <= size <= CPUMAPS_MAX:
         raise rpc_error("maplen > REMOTE_CPUMAPS_MAX")
     cpus = _statistics(session, "virDomainGetEmulatorPinInfo").emulator_affinity(info.uuid, impact)
@@ -135,7 +138,7 @@ def _get_emulator_pin(session: Session, ref: Ref, size: int, flags: int) -> tupl
 
 async def _pin_vcpu(session: Session, ref: Ref, vcpu: int, map: bytes, flags: int = Impact.LIVE) -> None:
     info = find_domain(session, ref)
-    impact = _effective(info, impact_of(info, flags, "virDomainPinVcpuFlags"))
+    impact = resolved(info, flags, "virDomainPinVcpuFlags")
     cpus = _cpus(map, "virDomainPinVcpuFlags")
     if vcpu >= info.max_vcpus:
         raise error(Code.INVALID_ARG, f"requested vcpu '{vcpu}' is not present in the domain")
@@ -145,7 +148,7 @@ async def _pin_vcpu(session: Session, ref: Ref, vcpu: int, map: bytes, flags: in
 
 async def _pin_emulator(session: Session, ref: Ref, map: bytes, flags: int) -> None:
     info = find_domain(session, ref)
-    impact = _effective(info, impact_of(info, flags, "virDomainPinEmulator"))
+    impact = resolved(info, flags, "virDomainPinEmulator")
     cpus = _cpus(map, "virDomainPinEmulator")
     await _statistics(session, "virDomainPinEmulator").pin(session.caller, info.uuid, None, cpus, impact)
 
@@ -170,7 +173,7 @@ async def _change_memory(session: Session, ref: Ref, kib: int, flags: int) -> No
             "invalid argument: memory in virDomainSetMemoryFlags must not be zero",
             origin=Origin.DOMAIN,
         )
-    impact = _effective(info, impact_of(info, flags & 3, "virDomainSetMemoryFlags"))
+    impact = resolved(info, flags & 3, "virDomainSetMemoryFlags")
     if flags & _MAXIMUM and impact & Impact.LIVE:
         raise error(Code.OPERATION_INVALID, "cannot resize the maximum memory on an active domain")
     if not flags & _MAXIMUM:
@@ -202,8 +205,8 @@ def _scheduler(session: Session, ref: Ref) -> tuple[str, int]:
 def _parameters(session: Session, ref: Ref, tuning: Tuning, flags: int) -> list[Param]:
     function = f"virDomainGet{tuning.value}"
     info = find_domain(session, ref)
-    impact = impact_of(info, known_flags(flags, 7, function) & 3, function)
-    return list(_statistics(session, function).parameters(info.uuid, tuning, _effective(info, impact)))
+    impact = resolved(info, known_flags(flags, 7, function) & 3, function)
+    return list(_statistics(session, function).parameters(info.uuid, tuning, impact))
 
 
 def _getter(tuning: Tuning) -> Callable[[Session, Ref, int, int], tuple[list[Param], int]]:
@@ -214,7 +217,7 @@ def _setter(tuning: Tuning) -> Callable[[Session, Ref, list[Param], int], Corout
     async def change(session: Session, ref: Ref, params: list[Param], flags: int) -> None:
         function = f"virDomainSet{tuning.value}"
         info = find_domain(session, ref)
-        impact = _effective(info, impact_of(info, flags, function))
+        impact = resolved(info, flags, function)
         known = {name: tag for name, tag, _ in _parameters(session, ref, tuning, int(impact))}
         for name, tag, _ in params:
             if name not in known:

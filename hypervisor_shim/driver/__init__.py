@@ -1,6 +1,6 @@
 """The contract between this library and the program behind it: what a `Driver` is, says and is told."""
 
-from hypervisor_shim.driver.base import Driver, Identity, served, unsupported
+from hypervisor_shim.driver.base import Driver, Identity, served
 from hypervisor_shim.driver.events import (
     AgentLifecycleEvent,
     BlockJobEvent,
@@ -56,6 +56,7 @@ from hypervisor_shim.driver.facts import (
     UndefineFlags,
 )
 from hypervisor_shim.driver.stream import ByteStream, Opened
+from hypervisor_shim.errors import unsupported
 
 __all__ = [
     "AgentLifecycleEvent",

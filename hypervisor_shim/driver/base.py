@@ -51,7 +51,7 @@ from hypervisor_shim.driver.snapshot import Snapshots
 from hypervisor_shim.driver.statistics import Statistics
 from hypervisor_shim.driver.storage import Storage
 from hypervisor_shim.driver.stream import ByteStream
-from hypervisor_shim.errors import Code, LibvirtError, error
+from hypervisor_shim.errors import unsupported
 from hypervisor_shim.xml.domain_def import DomainDef
 
 Family = TypeVar("Family")
@@ -205,11 +205,6 @@ class Driver(ABC):
     @abstractmethod
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Report every event, of all families, to `sink` until the returned function is called."""
-
-
-def unsupported(function: str) -> LibvirtError:
-    """Code 3, as libvirt words it. `function` is the public API name, e.g. `virDomainSuspend`."""
-    return error(Code.NO_SUPPORT, function)
 
 
 def served(family: Family | None, function: str) -> Family:

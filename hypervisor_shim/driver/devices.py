@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from hypervisor_shim.driver.facts import Caller, Impact
-from hypervisor_shim.errors import Code, LibvirtError, error
+from hypervisor_shim.errors import unsupported
 from hypervisor_shim.xml.domain_def import Bandwidth, Device
 
 
@@ -35,14 +35,10 @@ class Devices(ABC):
 
     def bandwidth(self, uuid: bytes, interface: str, impact: Impact) -> Bandwidth:
         """`interface`: its MAC address or its device. Raises INVALID_ARG for one that is not there."""
-        raise _unlimited("virDomainGetInterfaceParameters")
+        raise unsupported("virDomainGetInterfaceParameters")
 
     async def set_bandwidth(
         self, caller: Caller, uuid: bytes, interface: str, given: Mapping[str, int], impact: Impact
     ) -> None:
         """`given`: by libvirt's names (`inbound.average` …); `xml.bandwidth.merged` says what they make."""
-        raise _unlimited("virDomainSetInterfaceParameters")
-
-
-def _unlimited(function: str) -> LibvirtError:
-    return error(Code.NO_SUPPORT, function)
+        raise unsupported("virDomainSetInterfaceParameters")

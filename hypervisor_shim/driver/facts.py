@@ -214,6 +214,10 @@ class DomainInfo:
     def active(self) -> bool:
         return self.id >= 0
 
+    def meant(self, impact: Impact) -> Impact:
+        """LIVE, CONFIG or both: CURRENT means whatever the domain is now."""
+        return impact or (Impact.LIVE if self.active else Impact.CONFIG)
+
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:

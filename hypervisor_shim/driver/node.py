@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypervisor_shim.driver.facts import Caller
-from hypervisor_shim.errors import Code, LibvirtError, error
+from hypervisor_shim.errors import unsupported
 from hypervisor_shim.xml.cpu import Comparison, Cpu
 
 Params = Sequence[tuple[str, int, Any]]  # name, tag, value of typed parameters
@@ -78,8 +78,3 @@ class Node(ABC):
     async def suspend(self, caller: Caller, target: int, seconds: int) -> None:
         """`target`: 0 memory, 1 disk, 2 both."""
         raise unsupported("virNodeSuspendForDuration")
-
-
-def unsupported(function: str) -> LibvirtError:
-    """Code 3, as libvirt words it."""
-    return error(Code.NO_SUPPORT, function)

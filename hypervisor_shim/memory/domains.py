@@ -342,9 +342,10 @@ class MemoryDriver(Driver):
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         domain = self._find(uuid)
-        if domain.live is not None and impact is not Impact.CONFIG:
+        impact = self._now(domain).meant(impact)
+        if domain.live is not None and impact & Impact.LIVE:
             domain.live = set_metadata(domain.live, metadata)
-        if domain.config is not None and (impact & Impact.CONFIG or domain.live is None):
+        if domain.config is not None and impact & Impact.CONFIG:
             domain.config = set_metadata(domain.config, metadata)
         self._hand_over(domain)
         self._publish(MetadataChangeEvent(self._now(domain), metadata.kind, metadata.uri))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hypervisor_shim.driver.node import Node, unsupported
-from hypervisor_shim.errors import Code, error
+from hypervisor_shim.driver.node import Node
+from hypervisor_shim.errors import Code, error, unsupported
 from hypervisor_shim.xml.cpu import Cpu, baseline, format_guest_cpu
 from hypervisor_shim.xml.sysinfo import format_sysinfo
 

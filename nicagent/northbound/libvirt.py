@@ -290,7 +290,7 @@ class MetalDriver(Driver):
         return None if found is None else self._infos[found]
 
     def domain_xml(self, uuid: bytes, *, inactive: bool, secure: bool) -> str:
-        status, persistent = self._status(uuid), self._definition(uuid)
+        status, persistent = self._ground.status(uuid), self._definition(uuid)
         if status.id is None or self._infos[uuid].id < 0 or (inactive and status.domain.persistent):
             return domain_xml.format_domain(self._documents.parsed(persistent.xml), secure=secure)
         live = (
@@ -301,19 +301,18 @@ class MetalDriver(Driver):
         return domain_xml.format_domain(self._documents.parsed(status.domain.xml), live, secure=secure)
 
     def metadata(self, uuid: bytes, kind: MetadataKind, uri: str | None, impact: Impact) -> str:
-        status, persistent = self._status(uuid), self._definition(uuid)
-        live = status.id is not None and self._infos[uuid].id >= 0 and impact is not Impact.CONFIG
-        known = status.domain if live else persistent
+        status, persistent = self._ground.status(uuid), self._definition(uuid)
+        known = status.domain if self._infos[uuid].meant(impact) & Impact.LIVE else persistent
         return domain_xml.get_metadata(self._documents.parsed(known.xml), kind, uri)
 
     def tenant(self, definition: DomainDef) -> str | None:
         return tenant_of(definition)
 
     def messages(self, uuid: bytes) -> list[str]:
-        return [*self._run_messages(uuid), *missed(self._documents.parsed(self._status(uuid).domain.xml))]
+        status = self._ground.status(uuid)
+        return [*self._run_messages(status), *missed(self._documents.parsed(status.domain.xml))]
 
-    def _run_messages(self, uuid: bytes) -> list[str]:
-        status = self._status(uuid)
+    def _run_messages(self, status: DomainStatus) -> list[str]:
         if status.host is not None:
             told = [f"on host {status.host}: {status.state.value}: {status.reason}"]
             if status.domain.display is not None and status.display is None:
@@ -325,12 +324,6 @@ class MetalDriver(Driver):
         if (misfit := self._controller.misfit(status.domain.uuid)) is not None:
             told.append(f"no host here could run it: {misfit}")
         return told
-
-    def _status(self, uuid: bytes) -> DomainStatus:
-        try:
-            return self._controller.domain(uuid_text(uuid))
-        except NicagentError:
-            raise no_domain(uuid) from None
 
     def _definition(self, uuid: bytes) -> Domain:
         try:
@@ -426,13 +419,13 @@ class MetalDriver(Driver):
         self._definition(uuid)
         with translated():
             await self._controller.set_autostart(uuid_text(uuid), autostart, cause_of(caller, "autostart"))
-        self._remember(self._status(uuid))
+        self._remember(self._ground.status(uuid))
 
     async def set_autostart_once(self, caller: Caller, uuid: bytes, once: bool) -> None:
         self._definition(uuid)
         with translated():
             await self._controller.set_autostart_once(uuid_text(uuid), once, cause_of(caller, "autostart"))
-        self._remember(self._status(uuid))
+        self._remember(self._ground.status(uuid))
 
     async def set_metadata(self, caller: Caller, uuid: bytes, metadata: Metadata, impact: Impact) -> None:
         def changed(known: Domain) -> Domain:
@@ -440,13 +433,13 @@ class MetalDriver(Driver):
             return to_domain(document, self._pools, self._bridges)
 
         async with self._controller.devices.changing(uuid_text(uuid)):
-            status, persistent = self._status(uuid), self._definition(uuid)
-            runs = status.id is not None and self._infos[uuid].id >= 0
+            status, persistent = self._ground.status(uuid), self._definition(uuid)
+            impact = self._infos[uuid].meant(impact)
             with translated():
                 await self._controller.devices.describe(
                     uuid_text(uuid),
-                    changed(status.domain) if runs and impact is not Impact.CONFIG else None,
-                    changed(persistent) if impact & Impact.CONFIG or not runs else None,
+                    changed(status.domain) if impact & Impact.LIVE else None,
+                    changed(persistent) if impact & Impact.CONFIG else None,
                     cause_of(caller, "metadata"),
                 )
         if (info := self._infos.get(uuid)) is not None:  # it may have ended meanwhile
@@ -455,7 +448,7 @@ class MetalDriver(Driver):
     async def open_console(
         self, caller: Caller, uuid: bytes, device: str | None, flags: ConsoleFlags
     ) -> ByteStream:
-        status = self._status(uuid)
+        status = self._ground.status(uuid)
         if self._infos[uuid].id < 0 or status.host is None:
             raise error(Code.OPERATION_INVALID, "domain is not running")
         console = self._consoles.get(status.host)

@@ -27,7 +27,7 @@ from hypervisor_shim.xml.device import (
 from hypervisor_shim.xml.domain_def import Bandwidth, Device, DomainDef, Interface
 from hypervisor_shim.xml.write import write_element
 from nicagent.errors import Kind, NicagentError, NotReleased
-from nicagent.model import DisplayBinding, Domain, DomainStatus
+from nicagent.model import Cause, DisplayBinding, DomainStatus
 from nicagent.northbound.libvirt_ground import Ground
 from nicagent.northbound.libvirt_words import cause_of, translated
 
@@ -99,20 +99,13 @@ class MetalDevices(Devices):
     async def set_bandwidth(
         self, caller: Caller, uuid: bytes, interface: str, given: Mapping[str, int], impact: Impact
     ) -> None:
-        ground = self._ground
-
-        def edit(known: DomainDef, *, live: bool) -> Domain:
+        def edit(known: DomainDef, live: bool) -> DomainDef:
             one = self._interface(uuid, interface, live=live)
-            return ground.to_domain(with_bandwidth(known, one.mac, merged(one.bandwidth, given)))
+            return with_bandwidth(known, one.mac, merged(one.bandwidth, given))
 
-        async with ground.controller.devices.changing(uuid_text(uuid)):
+        async with self._ground.controller.devices.changing(uuid_text(uuid)):
             with translated():
-                await ground.controller.devices.change(
-                    uuid_text(uuid),
-                    edit(ground.live(uuid), live=True) if impact & Impact.LIVE else None,
-                    edit(ground.persistent(uuid), live=False) if impact & Impact.CONFIG else None,
-                    cause_of(caller, f"bandwidth of {interface}"),
-                )
+                await self._make(uuid, impact, edit, cause_of(caller, f"bandwidth of {interface}"))
 
     def _interface(self, uuid: bytes, name: str, *, live: bool) -> Interface:
         ground = self._ground
@@ -124,23 +117,29 @@ class MetalDevices(Devices):
         self, caller: Caller, uuid: bytes, device: Device, impact: Impact, edit: Edit, why: str
     ) -> None:
         ground = self._ground
-        live = config = None
-        if impact & Impact.CONFIG:
-            config = edit(ground.persistent(uuid), device, False)
-        if impact & Impact.LIVE:
-            live = edit(ground.live(uuid), device, True)
         with translated():
             try:
-                await ground.controller.devices.change(
-                    uuid_text(uuid),
-                    None if live is None else ground.to_domain(live),
-                    None if config is None else ground.to_domain(config),
-                    cause_of(caller, why),
+                await self._make(
+                    *(uuid, impact, lambda known, live: edit(known, device, live), cause_of(caller, why))
                 )
             except NotReleased:
                 alias = alias_of(ground.live(uuid), device)
                 ground.publish(DeviceRemovalFailedEvent(ground.info(uuid), alias))
                 raise
+
+    async def _make(
+        self, uuid: bytes, impact: Impact, edit: Callable[[DomainDef, bool], DomainDef], cause: Cause
+    ) -> None:
+        """Of the run, of the definition, or of both what `edit` makes of them."""
+        ground = self._ground
+        config = edit(ground.persistent(uuid), False) if impact & Impact.CONFIG else None
+        live = edit(ground.live(uuid), True) if impact & Impact.LIVE else None
+        await ground.controller.devices.change(
+            uuid_text(uuid),
+            None if live is None else ground.to_domain(live),
+            None if config is None else ground.to_domain(config),
+            cause,
+        )
 
     async def _check_pluggable(self, uuid: bytes, device: Device, *, more: int = 0) -> None:
         self._ground.running(uuid)

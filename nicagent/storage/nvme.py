@@ -5,8 +5,7 @@ raw volume need nothing else of it, while it has neither limits nor a block job:
 the file itself, three to four times as fast as by way of the engine.
 
 One subsystem holds a domain's disks; only the host's own NQN may connect, with its key where it has one. The
-target listens on the agent's
-address of the provision link and nowhere else.
+target listens on the agent's address of the provision link and nowhere else.
 """
 
 from __future__ import annotations
